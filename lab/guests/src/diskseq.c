@@ -220,9 +220,9 @@ static int check(const char *path, uint64_t acknowledged)
 
 static int run(const char *path, uint64_t interval_ms, const char *status)
 {
-    uint64_t recovered, sequence, written = 0, write_errors = 0, readback_errors = 0;
+    uint64_t recovered, sequence, written = 0, write_errors = 0, readback_errors = 0, foreign = 0;
     int64_t wake = clock_ns(CLOCK_MONOTONIC), slowest = 0;
-    struct record *last, *read_back;
+    struct record *last, *on_disk;
     char boot_id[40] = "";
     struct scan scan;
     int file, direct;
@@ -232,21 +232,28 @@ static int run(const char *path, uint64_t interval_ms, const char *status)
     if (!scan.slots)
         die("%s: no ring in it (diskseq format makes one)", path);
     if (posix_memalign((void **)&last, 4096, RECORD) ||
-        posix_memalign((void **)&read_back, 4096, RECORD))
+        posix_memalign((void **)&on_disk, 4096, 2 * RECORD))
         die("out of memory");
     read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
     recovered = sequence = scan.highest;
     for (;; wake += interval_ms * NS_PER_MS) {
-        off_t slot = sequence % scan.slots * RECORD;
+        ssize_t got = pread(file, on_disk, 2 * RECORD, sequence % scan.slots * RECORD);
         int64_t begun, now;
 
-        /* What was acknowledged must be there, as written: else another
-         * writer is at work, or the disk went back in time. */
-        if (written &&
-            (pread(file, read_back, RECORD, slot) != RECORD || memcmp(read_back, last, RECORD))) {
+        /* What was acknowledged must be there as written: else the disk went
+         * back in time, or somebody else writes. Of the latter, the one who
+         * is behind sees records of the future. (There is no next record to
+         * read at the end of the ring: the following round will tell.) */
+        if (written && (got < RECORD || memcmp(on_disk, last, RECORD))) {
             readback_errors++;
             fprintf(stderr, "diskseq: record %llu is not what was written\n",
                     (unsigned long long)sequence);
+        }
+        if (got == 2 * RECORD && on_disk[1].checksum == checksum(&on_disk[1]) &&
+            on_disk[1].sequence > sequence) {
+            foreign++;
+            fprintf(stderr, "diskseq: record %llu was written by somebody else\n",
+                    (unsigned long long)on_disk[1].sequence);
         }
         make(last, sequence + 1, scan.slots, boot_id);
         begun = clock_ns(CLOCK_MONOTONIC);
@@ -265,14 +272,14 @@ static int run(const char *path, uint64_t interval_ms, const char *status)
         publish(status,
                 "{\"sequence\":%llu,\"recovered\":%llu,\"missing_at_start\":%llu,"
                 "\"corrupt_at_start\":%llu,\"slots\":%llu,\"interval_ms\":%llu,\"direct\":%s,"
-                "\"write_errors\":%llu,\"readback_errors\":%llu,\"last_write_ms\":%.1f,"
-                "\"slowest_write_ms\":%.1f,\"updated\":%.3f}\n",
+                "\"write_errors\":%llu,\"readback_errors\":%llu,\"foreign_records\":%llu,"
+                "\"last_write_ms\":%.1f,\"slowest_write_ms\":%.1f,\"updated\":%.3f}\n",
                 (unsigned long long)sequence, (unsigned long long)recovered,
                 (unsigned long long)scan.missing, (unsigned long long)scan.corrupt,
                 (unsigned long long)scan.slots, (unsigned long long)interval_ms,
                 direct ? "true" : "false", (unsigned long long)write_errors,
-                (unsigned long long)readback_errors, (now - begun) / (double)NS_PER_MS,
-                slowest / (double)NS_PER_MS, uptime());
+                (unsigned long long)readback_errors, (unsigned long long)foreign,
+                (now - begun) / (double)NS_PER_MS, slowest / (double)NS_PER_MS, uptime());
         if (now - wake > (int64_t)interval_ms * NS_PER_MS)
             wake = now;
         sleep_until(wake + interval_ms * NS_PER_MS);

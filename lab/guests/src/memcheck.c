@@ -157,11 +157,12 @@ int memcheck_main(int argc, char **argv)
         {"rate", required_argument, NULL, 'r'},
         {"rate-file", required_argument, NULL, 'f'},
         {"status", required_argument, NULL, 's'},
+        {"status-ms", required_argument, NULL, 'i'},
         {"no-lock", no_argument, NULL, 'n'},
         {0},
     };
     const char *status = NULL, *rate_file = NULL;
-    uint64_t mib = 0, rate = 0, reported_count = 0;
+    uint64_t mib = 0, rate = 0, status_ms = 1000, reported_count = 0;
     struct state state = {0};
     int64_t wake, reported;
     double credit = 0;
@@ -173,11 +174,13 @@ int memcheck_main(int argc, char **argv)
         case 'r': rate = number("--rate", optarg, 0, MAX_RATE); break;
         case 'f': rate_file = optarg; break;
         case 's': status = optarg; break;
+        case 'i': status_ms = number("--status-ms", optarg, 1, 60000); break;
         case 'n': lock = 0; break;
         default: return 2;
         }
     if (!mib || !status || optind != argc)
-        die("usage: memcheck --mib MIB --status FILE [--rate PAGES_PER_S] [--rate-file FILE] [--no-lock]");
+        die("usage: memcheck --mib MIB --status FILE [--status-ms MS] [--rate PAGES_PER_S]\n"
+            "                [--rate-file FILE] [--no-lock]");
 
     fill(&state, mib, lock);
     report(&state, status, rate, 0);
@@ -185,7 +188,7 @@ int memcheck_main(int argc, char **argv)
     for (;;) {
         int64_t now;
 
-        wake += rate ? NS_PER_S / BATCHES_PER_S : NS_PER_S;
+        wake += rate ? NS_PER_S / BATCHES_PER_S : (int64_t)status_ms * NS_PER_MS;
         sleep_until(wake);
         now = clock_ns(CLOCK_MONOTONIC);
         /* What a pause or a slow CPU left undone is not made up for: a burst
@@ -195,7 +198,7 @@ int memcheck_main(int argc, char **argv)
         for (credit += (double)rate / BATCHES_PER_S; credit >= 1; credit--)
             step(&state);
         now = clock_ns(CLOCK_MONOTONIC);
-        if (now - reported >= NS_PER_S) {
+        if (now - reported >= (int64_t)status_ms * NS_PER_MS) {
             report(&state, status, rate,
                    (state.rewritten - reported_count) * (double)NS_PER_S / (now - reported));
             reported = now;

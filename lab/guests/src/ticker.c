@@ -50,10 +50,11 @@ int ticker_main(int argc, char **argv)
         {"long-ms", required_argument, NULL, 'l'},
         {"reset-file", required_argument, NULL, 'r'},
         {"status", required_argument, NULL, 's'},
+        {"status-ms", required_argument, NULL, 'm'},
         {0},
     };
     const char *status = NULL, *reset_file = NULL;
-    uint64_t interval_ms = 100, long_ms = 1000;
+    uint64_t interval_ms = 100, long_ms = 1000, status_ms = 1000;
     int64_t wake, reported, last[CLOCKS];
     struct window window;
     int option;
@@ -64,10 +65,12 @@ int ticker_main(int argc, char **argv)
         case 'l': long_ms = number("--long-ms", optarg, 1, 3600000); break;
         case 'r': reset_file = optarg; break;
         case 's': status = optarg; break;
+        case 'm': status_ms = number("--status-ms", optarg, 1, 60000); break;
         default: return 2;
         }
     if (!status || optind != argc)
-        die("usage: ticker --status FILE [--interval-ms MS] [--long-ms MS] [--reset-file FILE]");
+        die("usage: ticker --status FILE [--status-ms MS] [--interval-ms MS] [--long-ms MS]\n"
+            "              [--reset-file FILE]");
 
     begin(&window, "");
     report(&window, status, interval_ms, long_ms);
@@ -93,7 +96,7 @@ int ticker_main(int argc, char **argv)
             window.long_gaps++;
         if (last[0] - wake > (int64_t)interval_ms * NS_PER_MS)
             wake = last[0]; /* missed ticks are gaps, not ticks to catch up */
-        if (last[0] - reported >= NS_PER_S) {
+        if (last[0] - reported >= (int64_t)status_ms * NS_PER_MS) {
             char token[64];
 
             if (reset_file && read_text(reset_file, token, sizeof token) > 0 && is_plain(token) &&
