@@ -1,0 +1,371 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to vmbeam.xen: not an interface for other collections.
+"""The life cycle of host VMs in the host dom0."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.vmbeam.xen.plugins.module_utils import _config, _process
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
+    CommandError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    UnexpectedOutput,
+    VmbeamError,
+    WaitTimeout,
+)
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import CONTROLLER, guest_disks
+from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
+from ansible_collections.vmbeam.xen.plugins.module_utils._seed import SeedFile, archive
+from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, wait_for
+from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
+
+DEFAULT_DIRECTORY = "/var/lib/vmbeam/host-vms"
+
+RECORD = "generation.json"
+CONFIG = "host-vm.cfg"
+ROOT_DISK = "root.qcow2"
+SEED_DISK = "seed.tar"
+# Remembers the image's checksum: an image of gigabytes is read once, not at every start.
+CHECKSUM_CACHE = "image-sha256.json"
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A network interface of a host VM."""
+
+    mac: str
+    bridge: str = "xenbr0"
+    model: str = "e1000"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a host VM shall be. memory_mb is in MiB."""
+
+    name: str
+    slot: str
+    memory_mb: int
+    image: str
+    vcpus: int = 1
+    cpus: str | None = None
+    nics: Sequence[Nic] = ()
+    seed_files: Sequence[SeedFile] = field(default=(), repr=False)
+    console_log: str | None = None
+    generation: int | None = None
+    extra_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def needed_memory_mb(self) -> int:
+        """MiB of free memory that a start takes: with libxl's allowance for an HVM domain and its
+        second-level page tables (1 MiB a vCPU and 8 KiB a MiB)."""
+        return self.memory_mb + 2 + self.vcpus + -(-self.memory_mb // 128)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What generation.json remembers of a host VM. created is ISO 8601 in UTC."""
+
+    generation: int
+    created: str
+    image_sha256: str
+    slot: str
+
+
+def xl_config(spec: Spec, home: Path) -> str:
+    """The xl configuration of a host VM with its files in home."""
+    options: dict[str, Any] = {
+        "name": spec.name,
+        "type": "hvm",
+        "memory": spec.memory_mb,
+        "vcpus": spec.vcpus,
+        "hap": True,
+        "nestedhvm": True,
+        "boot": "c",
+        "hdtype": "ahci",
+        "disk": [
+            f"format=qcow2,vdev=hda,access=rw,target={home / ROOT_DISK}",
+            f"format=raw,vdev=hdb,access=rw,target={home / SEED_DISK}",
+        ],
+        "vif": [f"type=ioemu,mac={nic.mac},bridge={nic.bridge},model={nic.model}" for nic in spec.nics],
+        "device_model_args_hvm": ["-device", f"virtio-scsi-pci,id={CONTROLLER}"],
+        "serial": f"file:{spec.console_log}" if spec.console_log else "pty",
+        "vga": "none",
+        "nographic": True,
+        "usb": False,
+        "on_poweroff": "destroy",
+        "on_reboot": "restart",
+        "on_crash": "destroy",
+    }
+    if spec.cpus is not None:
+        options["cpus"] = spec.cpus
+    options.update(spec.extra_config)
+    return _config.render(options)
+
+
+class HostVms:
+    """The host VMs of this machine. A name is a host VM's if it has a record in the directory."""
+
+    def __init__(
+        self,
+        xl: Xl,
+        directory: str = DEFAULT_DIRECTORY,
+        run: _process.Run = _process.run,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._xl = xl
+        self._directory = Path(directory)
+        self._run = run
+        self._now = now
+
+    # --- reading
+
+    def home(self, name: str) -> Path:
+        return self._directory / name
+
+    def record(self, name: str) -> Record | None:
+        """Raises UnexpectedOutput if the record is damaged."""
+        path = self.home(name) / RECORD
+        try:
+            return Record(**json.loads(path.read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, TypeError) as exc:
+            raise UnexpectedOutput(
+                f"{path} is damaged: {exc}. Restore it, or remove the host VM and its folder by hand.",
+                output="",
+            ) from exc
+
+    def names(self) -> list[str]:
+        """The host VMs that have a record, running or not."""
+        return sorted(path.parent.name for path in self._directory.glob(f"*/{RECORD}"))
+
+    def find(self, name: str) -> tuple[Domain | None, Record | None]:
+        """Raises Conflict if another kind of domain has the name."""
+        domain, record = self._xl.domain(name), self.record(name)
+        if domain and not record:
+            raise Conflict(
+                f"name: {name} is the name of a domain that is not a host VM (no {self.home(name) / RECORD}). "
+                "Choose another name, or remove that domain."
+            )
+        return domain, record
+
+    def describe(self, name: str, domain: Domain | None, record: Record | None) -> dict[str, Any]:
+        """The host VM as modules return it."""
+        disks = guest_disks(self._xl.drives(domain.domid)) if domain and domain.live else {}
+        return {
+            "name": name,
+            "domid": domain.domid if domain else None,
+            "state": domain.state if domain else "absent",
+            "memory_mb": domain.memory_mb if domain else None,
+            "vcpus": domain.vcpus if domain else None,
+            "slot": record.slot if record else None,
+            "generation": record.generation if record else None,
+            "created": record.created if record else None,
+            "image_sha256": record.image_sha256 if record else None,
+            "disks": [{"id": disk, "path": disks[disk]} for disk in sorted(disks)],
+        }
+
+    def foresee(self, spec: Spec) -> dict[str, Any]:
+        """The host VM as a start would make it; facts that only the start decides are null."""
+        return {
+            **self.describe(spec.name, None, None),
+            "state": "running",
+            "memory_mb": spec.memory_mb,
+            "vcpus": spec.vcpus,
+            "slot": spec.slot,
+            "generation": spec.generation if spec.generation is not None else self.next_generation(),
+        }
+
+    def differs(self, spec: Spec) -> bool:
+        """Whether a new start would use another configuration than the host VM has."""
+        try:
+            return (self.home(spec.name) / CONFIG).read_text() != xl_config(spec, self.home(spec.name))
+        except FileNotFoundError:
+            return True
+
+    def next_generation(self) -> int:
+        """One more than any host VM of this machine has."""
+        records = (self.record(name) for name in self.names())
+        return max((record.generation for record in records if record), default=0) + 1
+
+    def plan(self, name: str, state: str) -> tuple[str | None, Domain | None, Record | None]:
+        """The step that leads to state (create, unpause, remove or None), and what is there now.
+
+        Raises Conflict if there is no safe step.
+        """
+        domain, record = self.find(name)
+        if state == "absent":
+            return "remove" if domain or self.home(name).exists() else None, domain, record
+        # A domain that never ran is what an interrupted creation left.
+        if domain is None or domain.never_ran:
+            return "create", domain, record
+        if domain.state == "paused":
+            return "unpause", domain, record
+        if domain.live:
+            return None, domain, record
+        raise Conflict(f"name: {name} is {domain.state}. Remove it with state=absent first; its guests are lost.")
+
+    # --- starting
+
+    def preflight(self, spec: Spec) -> None:
+        """Refuses early what cannot work: InvalidInput for the image, Conflict for memory."""
+        xl_config(spec, self.home(spec.name))
+        archive(spec.seed_files)
+        if not Path(spec.image).is_file():
+            raise InvalidInput(
+                f"image: {spec.image} is not a file on this host. Build and publish the golden image first."
+            )
+        free = self._xl.hypervisor().free_memory_mb
+        if free < spec.needed_memory_mb:
+            raise Conflict(
+                f"memory_mb: {spec.name} needs {spec.needed_memory_mb} MiB with overhead, but only {free} MiB are "
+                f"free: {spec.needed_memory_mb - free} MiB too few. Lower memory_mb, or free memory in the hypervisor.",
+                needed_memory_mb=spec.needed_memory_mb,
+                free_memory_mb=free,
+            )
+
+    def start(self, spec: Spec, deadline: Deadline) -> None:
+        """Creates and starts a new generation; after a failure nothing of it is left."""
+        half_made, _record = self.find(spec.name)
+        if half_made:
+            self._xl.destroy(half_made.domid)
+        self.preflight(spec)
+        home = self.home(spec.name)
+        record = Record(
+            generation=spec.generation if spec.generation is not None else self.next_generation(),
+            created=self._now().isoformat(timespec="seconds"),
+            image_sha256=self.image_sha256(spec.image),
+            slot=spec.slot,
+        )
+        self._remove_files(spec.name)
+        try:
+            self._write_files(spec, home, record, deadline)
+            self._xl.create(str(home / CONFIG), paused=False, timeout=max(1.0, deadline.left))
+            domain = self._xl.domain(spec.name)
+            if domain is None or not domain.live:
+                raise CommandError(
+                    f"{spec.name} was created but is {domain.state if domain else 'gone'} already. "
+                    f"See its console ({spec.console_log}) and /var/log/xen/xl-{spec.name}.log."
+                )
+        except Exception as exc:
+            self._undo_start(spec.name, exc)
+            raise
+
+    def _write_files(self, spec: Spec, home: Path, record: Record, deadline: Deadline) -> None:
+        # The seed holds private keys.
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(home / SEED_DISK, archive(spec.seed_files))
+        _write(home / CONFIG, xl_config(spec, home).encode())
+        if spec.console_log:
+            Path(spec.console_log).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run(
+                (
+                    "qemu-img",
+                    "create",
+                    "-q",
+                    "-f",
+                    "qcow2",
+                    "-F",
+                    "raw",
+                    "-b",
+                    spec.image,
+                    str(home / ROOT_DISK),
+                ),
+                max(1.0, deadline.left),
+            ).check()
+        except NotFound as exc:
+            raise NotFound(f"{exc.message} Install qemu-utils.", **exc.details) from exc
+        # Last of all files and before the domain: from here on the name is a host VM's.
+        _write(home / RECORD, (json.dumps(vars(record), indent=2) + "\n").encode())
+
+    def _undo_start(self, name: str, error: Exception) -> None:
+        """Removes a host VM that failed to start; what cannot be removed is added to the error."""
+        try:
+            domain = self._xl.domain(name)
+            if domain:
+                self._xl.destroy(domain.domid)
+            self._remove_files(name)
+        except (VmbeamError, OSError) as exc:
+            left = f"Undoing the start failed too, {name} may be left: {exc}"
+            if isinstance(error, VmbeamError):
+                error.details["left_behind"] = left
+            else:
+                error.add_note(left)
+
+    def image_sha256(self, image: str) -> str:
+        """The checksum of an image, read again only if its size, time or inode changed."""
+        status = os.stat(image)
+        key = [image, status.st_size, status.st_mtime_ns, status.st_ino]
+        cache = self._directory / CHECKSUM_CACHE
+        try:
+            known = json.loads(cache.read_text())
+            if known["image"] == key:
+                return str(known["sha256"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass  # no use of a cache that cannot be read: it is written anew
+        with open(image, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(cache, json.dumps({"image": key, "sha256": digest}).encode())
+        return digest
+
+    # --- removing
+
+    def remove(self, name: str, deadline: Deadline, *, graceful: bool) -> None:
+        """Shuts the host VM down if graceful, destroys what is left, and removes its files."""
+        domain, _record = self.find(name)
+        if domain and graceful and domain.live:
+            self._power_off(domain, deadline)
+        domain = self._xl.domain(name)
+        if domain:
+            self._xl.destroy(domain.domid)
+            wait_for(
+                lambda: self._xl.domain(name) is None,
+                Deadline(60.0, deadline.clock),
+                f"{name} to be destroyed",
+            )
+        self._remove_files(name)
+
+    def unpause(self, domain: Domain) -> None:
+        self._xl.unpause(domain.domid)
+
+    def _power_off(self, domain: Domain, deadline: Deadline) -> None:
+        # "xl shutdown" would write to xenstore, as the guest hypervisor looks as if it had PV
+        # drivers; its dom0 does not listen there. The power button reaches it.
+        try:
+            self._xl.power_button(domain.domid)
+            wait_for(lambda: not self._is_live(domain.domid), deadline, f"{domain.name} to power off")
+        except (WaitTimeout, CommandError):
+            pass  # destroyed next
+
+    def _is_live(self, domid: int) -> bool:
+        return any(domain.domid == domid and domain.live for domain in self._xl.domains())
+
+    def _remove_files(self, name: str) -> None:
+        if self.home(name).exists():
+            shutil.rmtree(self.home(name))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file for root's eyes only, whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

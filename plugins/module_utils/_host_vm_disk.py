@@ -1,0 +1,98 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to vmbeam.xen: not an interface for other collections.
+"""Disks that the host dom0 plugs into a running host VM, by the monitor of its device model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import CommandError, Conflict, InvalidInput
+from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Drive
+from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, wait_for
+from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
+
+# The SCSI controller that every host VM is created with, and the prefix of what hangs on it.
+CONTROLLER = "vmbeam"
+PREFIX = f"{CONTROLLER}-"
+
+
+def guest_disks(drives: Iterable[Drive]) -> dict[str, str]:
+    """The paths of the attached guest disks, by disk id."""
+    return {
+        drive.name.removeprefix(PREFIX): drive.path
+        for drive in drives
+        if drive.name.startswith(PREFIX) and drive.attached
+    }
+
+
+class HostVmDisk:
+    """One guest disk of one host VM; disk is the disk's id, domid the host VM's."""
+
+    def __init__(self, xl: Xl, domid: int, disk: str) -> None:
+        self._xl = xl
+        self._domid = domid
+        self._disk = disk
+        self._name = PREFIX + disk
+
+    def observe(self) -> Drive | None:
+        return next((drive for drive in self._xl.drives(self._domid) if drive.name == self._name), None)
+
+    def check(self, seen: Drive | None, path: str) -> None:
+        """Raises Conflict if the disk is attached with another path."""
+        if seen and seen.attached and seen.path != path:
+            raise Conflict(
+                f"disk: {self._disk} is attached already, with path {seen.path}. Detach it first, or use another id."
+            )
+
+    def attach(self, path: str, deadline: Deadline) -> None:
+        """Attaches the disk; after a failure nothing of it is left. Raises Conflict, CommandError."""
+        seen = self.observe()
+        self.check(seen, path)
+        if seen and seen.attached:
+            return
+        if seen:  # left by an attempt that was interrupted; its path or options may differ
+            self.detach(deadline)
+        self._xl.monitor(self._domid, f"drive_add 0 if=none,id={self._name},file={path},format=raw,cache=none")
+        try:
+            if self.observe() is None:
+                raise InvalidInput(
+                    f"path: QEMU could not open {path} for the host VM. See that it exists and that no other "
+                    "program has it locked; QEMU's words are in /var/log/xen/qemu-dm-*.log."
+                )
+            self._xl.monitor(
+                self._domid,
+                f"device_add scsi-hd,bus={CONTROLLER}.0,drive={self._name},id={self._name},"
+                f"serial={self._disk},share-rw=on",
+            )
+            wait_for(self._is_attached, deadline, f"disk {self._disk} to be attached")
+        except Exception:
+            self.detach(deadline)
+            raise
+
+    def detach(self, deadline: Deadline) -> None:
+        """Detaches the disk if it is there. Raises WaitTimeout if the device does not go."""
+        seen = self.observe()
+        if seen is None:
+            return
+        if seen.attached:
+            self._unless_gone(f"device_del {self._name}")
+            wait_for(lambda: not self._is_attached(), deadline, f"disk {self._disk} to be unplugged")
+        # QEMU usually drops the drive together with its device.
+        if self.observe() is not None:
+            self._unless_gone(f"drive_del {self._name}")
+            wait_for(lambda: self.observe() is None, deadline, f"the drive of disk {self._disk} to be closed")
+
+    def _is_attached(self) -> bool:
+        seen = self.observe()
+        return seen is not None and seen.attached
+
+    def _unless_gone(self, command: str) -> None:
+        """Gives a removing command; that QEMU knows the object no more is as good as success."""
+        try:
+            self._xl.monitor(self._domid, command)
+        except CommandError as exc:
+            if "not found" not in exc.message:
+                raise

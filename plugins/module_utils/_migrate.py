@@ -1,0 +1,462 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to vmbeam.xen: not an interface for other collections.
+"""Migrates a guest from this guest dom0 to another one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any
+
+from ansible_collections.vmbeam.xen.plugins.module_utils import _process
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
+    CommandError,
+    CommandTimeout,
+    Conflict,
+    NotFound,
+    VmbeamError,
+)
+from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import (
+    DESTINATION,
+    SOURCE,
+    UNKNOWN,
+    Repair,
+    Sighting,
+    Verdict,
+    judge,
+)
+from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
+from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Clock, Deadline, wait_for
+from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
+
+LOCKS = "/run/lock"
+# Exit code of flock when another receiver holds the lock.
+LOCKED = 75
+# How long xl may take to resume the guest after its transport is gone: it waits a minute for a
+# guest that does not suspend.
+SETTLE = 150.0
+# How long a receiver that lost its sender may take to end.
+RECEIVER_END = 60.0
+TAIL = 40
+
+_TRANSPORT = re.compile(r"vmbeam-transport (\d+)")
+# libxl, at debug level, when the guest's CPUs have stopped; xl, when they run again.
+_SUSPENDED = "guest has suspended"
+_STARTED = "migration target: Domain started"
+_CHATTER = re.compile(r"(^|\s)(debug|detail|verbose): |vmbeam-transport")
+
+_HINTS = (
+    ("failed to free memory", "The destination has too little free memory for the guest."),
+    ("Permission denied (", "The destination refuses the ssh key of this dom0's root."),
+    ("Host key verification failed", "The destination's host key is not in known_hosts."),
+    ("guest didn't acknowledge suspend", "The guest does not answer the request to suspend; it may hang."),
+    ("guest did not suspend", "The guest does not answer the request to suspend; it may hang."),
+    ("does not exist and is not writable", "A disk of the guest is not attached to the destination."),
+    ("failed to open", "A disk or file of the guest may be missing at the destination."),
+)
+
+
+@dataclass
+class Report:
+    """What a migration did. Times are in seconds; None is unknown."""
+
+    guest: str
+    strategy: str
+    seconds: float | None = None
+    downtime_seconds: float | None = None
+    bytes: int | None = None
+    repairs: list[str] = field(default_factory=list)
+    log_tail: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Log:
+    """Lines of running commands, each with the time at which it was read."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lines: list[tuple[float, str]] = []
+        self._readers: list[threading.Thread] = []
+
+    def follow(self, stream: IO[bytes]) -> None:
+        reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._readers.append(reader)
+        reader.start()
+
+    def _read(self, stream: IO[bytes]) -> None:
+        with suppress(OSError, ValueError):
+            for raw in stream:
+                self.add(raw.decode(errors="replace").rstrip())
+
+    def add(self, line: str) -> None:
+        self._lines.append((self._clock.now(), line))
+
+    def finish(self) -> None:
+        """Waits a little for what is still in the pipes; a stray process may hold one open."""
+        for reader in self._readers:
+            reader.join(2.0)
+
+    def time_of(self, text: str) -> float | None:
+        """When the last line with this text was read."""
+        return next((when for when, line in reversed(self._lines) if text in line), None)
+
+    def search(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        return next((found for _when, line in list(self._lines) if (found := pattern.search(line))), None)
+
+    def contains(self, text: str) -> bool:
+        return self.time_of(text) is not None
+
+    def tail(self) -> list[str]:
+        return [line for _when, line in self._lines if line and not _CHATTER.search(line)][-TAIL:]
+
+
+@dataclass(frozen=True)
+class Links:
+    """The two guest dom0s, and how a stream gets from one to the other.
+
+    rune: makes of a shell command for the destination a shell command for the source that runs it with
+    its standard input and output.
+    """
+
+    source: Xl
+    destination: Xl
+    rune: Callable[[str], str]
+
+
+class Migration:
+    """The migration of one guest."""
+
+    def __init__(
+        self,
+        name: str,
+        links: Links,
+        strategy: str,
+        timeout: float,
+        clock: Clock | None = None,
+        locks: str = LOCKS,
+    ) -> None:
+        self._name = name
+        self._links = links
+        self._timeout = timeout
+        self._clock = clock or Clock()
+        self._lock_path = f"{locks}/vmbeam-migrate-{name}.lock"
+        self._lock: int | None = None
+        self._paused_by_us = False
+        self._log = Log(self._clock)
+        self.report = Report(guest=name, strategy=strategy)
+
+    # --- observing
+
+    def verdict(self) -> Verdict:
+        """Where the guest is; reads both dom0s."""
+        source = Sighting.of(self._name, self._links.source.domains())
+        destination = Sighting.of(self._name, self._links.destination.domains())
+        return judge(self._name, source, destination, paused_by_us=self._paused_by_us)
+
+    def location(self) -> str:
+        """For failure results: never raises."""
+        try:
+            return self.verdict().location
+        except VmbeamError:
+            return UNKNOWN
+
+    # --- acting
+
+    def run(self) -> bool:
+        """Repairs what an earlier attempt left, migrates the guest, and returns whether anything changed.
+
+        On every failure it verifies where the guest is, repairs what can be, and raises an error whose
+        details have location and migration.
+        """
+        started = self._clock.now()
+        try:
+            with self._locked():
+                changed = self._run()
+        except VmbeamError as exc:
+            exc.details.setdefault("location", self.location())
+            raise
+        finally:
+            self._log.finish()
+            self.report.log_tail = self._log.tail()
+            self.report.seconds = round(self._clock.now() - started, 3)
+        return changed
+
+    def _run(self) -> bool:
+        location = self._settle()
+        if location == DESTINATION:
+            return bool(self.report.repairs)
+        guest = self._links.source.domain(self._name)
+        if guest is None:
+            raise Conflict(f"{self._name} disappeared from the source just now.")
+        attempt = self._precopy if self.report.strategy == "precopy" else self._suspend
+        try:
+            attempt(guest)
+        except (VmbeamError, OSError) as exc:
+            self._after_failure(exc)
+        self._verify()
+        return True
+
+    def _after_failure(self, error: VmbeamError | OSError) -> None:
+        """Returns if the guest reached the destination all the same, else raises."""
+        self._log.finish()
+        hints = [hint for text, hint in _HINTS if self._log.contains(text)]
+        reason = " ".join([str(error), *hints])
+        try:
+            location = self._settle()
+        except VmbeamError as exc:
+            raise CommandError(
+                f"{reason} After that: {exc.message}", location=exc.details.get("location", UNKNOWN)
+            ) from error
+        if location == DESTINATION:
+            return
+        raise CommandError(f"{reason} The guest runs on at the {location}.", location=location) from error
+
+    def _verify(self) -> None:
+        """Raises unless the guest is at the destination only, and runs there."""
+        verdict = self.verdict()
+        there = self._links.destination.domain(self._name)
+        if verdict != Verdict(DESTINATION) or there is None or not there.live:
+            raise Conflict(
+                f"xl reported success, but {self._name} is not running at the destination: "
+                f"{verdict.problem or f'it is {there.state if there else verdict.location}'}.",
+                location=verdict.location,
+            )
+
+    # --- repairing
+
+    def _settle(self) -> str:
+        """Repairs the remains of an attempt and returns the guest's location; raises Conflict."""
+        verdict = self.verdict()
+        if verdict.problem:
+            error = NotFound if verdict.location == "nowhere" else Conflict
+            raise error(verdict.problem, location=verdict.location)
+        if not verdict.repairs:
+            return verdict.location
+        # A receiver that is still alive may rename, start or destroy its copy at any moment.
+        self._await_receiver_end()
+        again = self.verdict()
+        if again.problem:
+            raise Conflict(again.problem, location=again.location)
+        for repair in again.repairs:
+            self._apply(repair)
+            self.report.repairs.append(str(repair))
+        self._paused_by_us = False
+        settled = self.verdict()
+        if settled.problem or settled.repairs:
+            raise Conflict(
+                f"{self._name} could not be brought to a clear state: "
+                f"{settled.problem or f'still to be done: {settled.repairs[0]}'}.",
+                location=settled.location,
+            )
+        return settled.location
+
+    def _apply(self, repair: Repair) -> None:
+        xl = self._links.source if repair.side == SOURCE else self._links.destination
+        domid = repair.domain.domid
+        if repair.verb == "destroy":
+            xl.destroy(domid)
+            wait_for(
+                lambda: not _has(xl, domid),
+                Deadline(60.0, self._clock),
+                f"{repair.domain.name} to be destroyed",
+            )
+        elif repair.verb == "rename":
+            xl.rename(domid, self._name)
+        elif repair.verb == "resume":
+            xl.resume(domid)
+        else:
+            xl.unpause(domid)
+
+    def _await_receiver_end(self) -> None:
+        command = f"flock -w {RECEIVER_END:.0f} {shlex.quote(self._lock_path)} true"
+        if self._links.destination.shell(command, timeout=RECEIVER_END + 60.0).rc != 0:
+            raise Conflict(
+                f"A receiver of {self._name} is still at work at the destination. Try again when it has ended."
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One migration of a guest at a time. xl inherits the lock, in case that we die before it."""
+        self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise Conflict(
+                    f"Another migration of {self._name} is at work in this dom0. Try again when it has ended."
+                ) from exc
+            yield
+        finally:
+            os.close(self._lock)
+            self._lock = None
+
+    # --- strategies
+
+    def _receiver(self, command: str) -> str:
+        """Holds a lock at the destination as long as the receiver, but not its daemon, lives."""
+        return f"flock -n -o -E {LOCKED} {shlex.quote(self._lock_path)} {command}"
+
+    def _start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        return _process.start(argv, pass_fds=[self._lock] if self._lock is not None else [], **options)
+
+    def _precopy(self, guest: Domain) -> None:
+        """xl's own live migration."""
+        # The transport tells its process id, so that it can be ended alone: xl then resumes the guest
+        # by itself. Ending xl could leave the guest suspended.
+        rune = f"echo vmbeam-transport $$ >&2; {self._links.rune(self._receiver('xl migrate-receive'))}"
+        xl = self._start(
+            # An empty -s makes xl run its last argument as the transport. -vvv tells the suspension.
+            ["xl", "-vvv", "migrate", "-s", "", str(guest.domid), rune],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert xl.stdout is not None  # noqa: S101 - for the type checker
+        self._log.follow(xl.stdout)
+        try:
+            rc = xl.wait(self._timeout)
+        except subprocess.TimeoutExpired as exc:
+            self._end_transport(xl)
+            self._end_gently(xl)
+            raise self._too_late() from exc
+        except BaseException:
+            self._end_transport(xl)
+            self._end_gently(xl)
+            raise
+        self._log.finish()
+        if rc != 0:
+            raise self._failed("xl migrate", rc)
+        self._measure_downtime(self._log.time_of(_STARTED))
+
+    def _suspend(self, guest: Domain) -> None:
+        """Saves the guest into a pipe that restores it at the destination, both paused, then switches over."""
+        self._copy(guest)
+        copy = self._links.destination.domain(self._name)
+        if copy is None or not copy.never_ran or copy.uuid != guest.uuid:
+            raise Conflict(
+                f"The restored copy of {self._name} is {copy.state if copy else 'absent'}, not paused and new."
+            )
+        # From here on it can only go forward: the new copy is complete, and the old one has not run since.
+        self._links.source.destroy(guest.domid)
+        wait_for(
+            lambda: not _has(self._links.source, guest.domid),
+            Deadline(60.0, self._clock),
+            f"{self._name} to be destroyed at the source",
+        )
+        self._paused_by_us = False
+        self._links.destination.unpause(copy.domid)
+        self._measure_downtime(self._clock.now())
+
+    def _copy(self, guest: Domain) -> None:
+        deadline = Deadline(self._timeout, self._clock)
+        self._paused_by_us = True
+        # xl opens the file by name, which fails for a socket (ssh's standard input): hence cat.
+        restore = f"cat | {self._receiver('xl restore -p /dev/stdin')}"
+        receiver = self._start(
+            ["sh", "-c", self._links.rune(restore)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            sender = self._start(
+                ["xl", "-vvv", "save", "-p", str(guest.domid), "/dev/stdout"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        except BaseException:
+            _process.end(receiver)
+            raise
+        assert receiver.stdin and receiver.stdout and sender.stdout and sender.stderr  # noqa: S101, PT018
+        self._log.follow(receiver.stdout)
+        self._log.follow(sender.stderr)
+        pump = Pump(sender.stdout, receiver.stdin)
+        pump.start()
+        try:
+            sender_rc = sender.wait(deadline.left)
+            receiver_rc = receiver.wait(deadline.left)
+        except subprocess.TimeoutExpired as exc:
+            raise self._too_late() from exc
+        finally:
+            # The receiver first: then xl sees a broken pipe and resumes the guest by itself.
+            if receiver.poll() is None:
+                _process.end(receiver)
+            self._end_gently(sender)
+            pump.join(5.0)
+        self._log.finish()
+        if sender_rc != 0:
+            raise self._failed("xl save", sender_rc)
+        if receiver_rc != 0:
+            raise self._failed("xl restore at the destination", receiver_rc)
+        self.report.bytes = pump.bytes
+
+    # --- helpers of the strategies
+
+    def _end_transport(self, xl: subprocess.Popen[bytes]) -> None:
+        found = self._log.search(_TRANSPORT)
+        if not found:
+            return
+        pid = int(found[1])
+        with suppress(ProcessLookupError):
+            if os.getpgid(pid) == xl.pid:
+                os.kill(pid, signal.SIGTERM)
+
+    def _end_gently(self, xl: subprocess.Popen[bytes]) -> None:
+        """Gives xl the time to resume the guest before it is ended."""
+        with suppress(subprocess.TimeoutExpired):
+            xl.wait(SETTLE)
+        if xl.poll() is None:
+            _process.end(xl)
+
+    def _too_late(self) -> VmbeamError:
+        return CommandTimeout(
+            f"timeout: the migration of {self._name} did not end within {self._timeout:g} s and was broken off."
+        )
+
+    def _failed(self, what: str, rc: int) -> VmbeamError:
+        if rc == LOCKED:
+            return Conflict(f"Another receiver of {self._name} is at work at the destination.")
+        tail = self._log.tail()
+        return CommandError(f"{what} of {self._name} failed with exit code {rc}: {tail[-1] if tail else 'no message'}.")
+
+    def _measure_downtime(self, resumed: float | None) -> None:
+        suspended = self._log.time_of(_SUSPENDED)
+        if suspended is not None and resumed is not None and resumed >= suspended:
+            self.report.downtime_seconds = round(resumed - suspended, 3)
+
+
+class Pump(threading.Thread):
+    """Moves a stream from one pipe to another inside the kernel and counts its bytes."""
+
+    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._source = source
+        self._sink = sink
+        self.bytes = 0
+
+    def run(self) -> None:
+        # A broken pipe is no error here: closing the other end tells it to that side.
+        with suppress(OSError):
+            while moved := os.splice(self._source.fileno(), self._sink.fileno(), 1 << 20):
+                self.bytes += moved
+        for stream in (self._sink, self._source):
+            with suppress(OSError):
+                stream.close()
+
+
+def _has(xl: Xl, domid: int) -> bool:
+    return any(domain.domid == domid for domain in xl.domains())

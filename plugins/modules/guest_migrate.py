@@ -1,0 +1,198 @@
+#!/usr/bin/python
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: guest_migrate
+short_description: Migrates a guest to another guest dom0
+version_added: 0.1.0
+description:
+  - Moves a running guest from the guest dom0 that the module runs in to another one. The guest's disks must be
+    available there under the same paths.
+  - What an earlier, failed migration of the guest has left is repaired first, if it is provable which copy of the
+    guest is the live one. A guest that runs at the destination, and not here, is left as it is.
+  - After a failure the module verifies where the guest is, lets it run on where that is safe, and reports the
+    RV(location). It never touches anything if both ends have a copy that has run.
+author:
+  - vmbeam contributors (@vmbeam)
+extends_documentation_fragment:
+  - vmbeam.xen.attributes
+  - vmbeam.xen.attributes.action_group
+options:
+  name:
+    description: Name of the guest.
+    type: str
+    required: true
+  destination:
+    description: Address of the destination's guest dom0, as ssh takes it.
+    type: str
+    required: true
+  destination_user:
+    description: User to log in as at the destination. It must be root, or equal to it, for xl.
+    type: str
+    default: root
+  strategy:
+    description:
+      - V(precopy) is xl's live migration. The guest runs on while its memory is copied, over and over as it changes.
+      - V(suspend) stops the guest, copies its memory once, and starts it at the destination. It needs the least time
+        in all, and the longest downtime.
+    type: str
+    choices: [precopy, suspend]
+    default: precopy
+  transport:
+    description: How the guest's memory gets to the destination. V(ssh) encrypts it.
+    type: str
+    choices: [ssh]
+    default: ssh
+  ssh_args:
+    description: Further arguments of ssh, which win over those that the module gives.
+    type: list
+    elements: str
+    default: []
+  timeout:
+    description: >-
+      Seconds that the migration may take. After that it is broken off and the guest runs on at the source, for which
+      xl may need some more minutes.
+    type: float
+    default: 1800
+notes:
+  - Root of the source's guest dom0 needs an ssh key that the destination accepts, and the destination's host key in its
+    C(known_hosts).
+seealso:
+  - module: vmbeam.xen.guest
+"""
+
+EXAMPLES = r"""
+- name: Migrate a guest live
+  vmbeam.xen.guest_migrate:
+    name: web1
+    destination: 10.0.2.22
+  delegate_to: m1-a
+
+- name: Migrate a guest by way of a suspension, with a cheap cipher
+  vmbeam.xen.guest_migrate:
+    name: web2
+    destination: 10.0.2.22
+    strategy: suspend
+    ssh_args: ["-c", "aes128-gcm@openssh.com"]
+  delegate_to: m1-a
+"""
+
+RETURN = r"""
+migration:
+  description: What was done.
+  returned: always, except for arguments that cannot be used
+  type: dict
+  contains:
+    guest:
+      description: Name of the guest.
+      type: str
+    strategy:
+      description: The strategy that was used.
+      type: str
+    seconds:
+      description: Time that all of it took.
+      type: float
+    downtime_seconds:
+      description: >-
+        Time from xl's message that the guest is suspended to the one that it is started, as both were seen at
+        the source; null if one of them was not seen.
+      type: float
+    bytes:
+      description: Size of the migration stream, null if unknown, as it is with O(strategy=precopy).
+      type: int
+    repairs:
+      description: What was done about the remains of a failed migration.
+      type: list
+      elements: str
+    log_tail:
+      description: The last lines that xl and ssh printed, those for debugging left out.
+      type: list
+      elements: str
+  sample:
+    guest: web1
+    strategy: suspend
+    seconds: 34.102
+    downtime_seconds: 33.26
+    bytes: 277348111
+    repairs: []
+    log_tail: ["Loading new save file /dev/stdin (new xl fmt info 0x3/0x0/1276)"]
+location:
+  description: >-
+    Where the guest is. V(source) or V(destination) means there and only there; V(unknown) that one of the
+    two dom0s could not be asked.
+  returned: always, except for arguments that cannot be used
+  type: str
+  choices: [source, destination, both, nowhere, unknown]
+  sample: destination
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict, NotFound, VmbeamError
+from ansible_collections.vmbeam.xen.plugins.module_utils._migrate import Links, Migration
+from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import DESTINATION, NOWHERE
+from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
+from ansible_collections.vmbeam.xen.plugins.module_utils._transport import ssh_command, ssh_rune
+from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
+
+
+def body(module: AnsibleModule) -> dict[str, Any]:
+    params = module.params
+    name = _checks.domain_name("name", params["name"])
+    ssh = ssh_command(
+        _checks.address("destination", params["destination"]),
+        _checks.user("destination_user", params["destination_user"]),
+        params["ssh_args"],
+    )
+    links = Links(Xl(), Xl(ssh=ssh), lambda command: ssh_rune(ssh, command))
+    migration = Migration(name, links, params["strategy"], timeout=_checks.positive("timeout", params["timeout"]))
+    try:
+        if module.check_mode:
+            changed, before = foresee(migration)
+        else:
+            before = migration.location()
+            changed = migration.run()
+    except VmbeamError as exc:
+        exc.details["migration"] = migration.report.as_dict()
+        raise
+    return {
+        "changed": changed,
+        "location": DESTINATION,
+        "migration": migration.report.as_dict(),
+        "diff": state_diff({"location": before}, {"location": DESTINATION}),
+    }
+
+
+def foresee(migration: Migration) -> tuple[bool, str]:
+    """Whether a run would change anything, and where the guest is now."""
+    verdict = migration.verdict()
+    if verdict.problem:
+        error = NotFound if verdict.location == NOWHERE else Conflict
+        raise error(verdict.problem, location=verdict.location)
+    return verdict.location != DESTINATION or bool(verdict.repairs), verdict.location
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "destination": {"type": "str", "required": True},
+            "destination_user": {"type": "str", "default": "root"},
+            "strategy": {"type": "str", "choices": ["precopy", "suspend"], "default": "precopy"},
+            "transport": {"type": "str", "choices": ["ssh"], "default": "ssh"},
+            "ssh_args": {"type": "list", "elements": "str", "default": []},
+            "timeout": {"type": "float", "default": 1800},
+        },
+        supports_check_mode=True,
+    )
+    run_module(module, body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+#!/usr/bin/python
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_vm_disk
+short_description: Attaches guest disks to a running host VM and detaches them
+version_added: 0.1.0
+description:
+  - Plugs a disk of a guest into the SCSI controller of a host VM's device model, or unplugs it.
+    In the host VM it appears as C(/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_<disk>).
+  - A disk may be attached to both host VMs of a machine while its guest moves from one to the other. Then only the
+    one in which the guest runs writes to it.
+  - Run it in the host dom0.
+author:
+  - vmbeam contributors (@vmbeam)
+extends_documentation_fragment:
+  - vmbeam.xen.attributes
+  - vmbeam.xen.attributes.action_group
+options:
+  host_vm:
+    description: Name of the host VM. It must run, unless O(state=detached).
+    type: str
+    required: true
+  disk:
+    description: Id of the disk, which becomes its serial number. At most 36 characters.
+    type: str
+    required: true
+  path:
+    description: Block device or raw image file in the host dom0. Required for O(state=attached).
+    type: path
+  state:
+    description: Whether the disk shall be attached.
+    type: str
+    choices: [attached, detached]
+    default: attached
+  directory:
+    description: Folder that holds a folder of files for each host VM.
+    type: path
+    default: /var/lib/vmbeam/host-vms
+  timeout:
+    description: Seconds that the device model may take.
+    type: float
+    default: 60
+seealso:
+  - module: vmbeam.xen.host_vm_info
+"""
+
+EXAMPLES = r"""
+- name: Attach a guest's disk to the new host VM
+  vmbeam.xen.host_vm_disk:
+    host_vm: m1-b
+    disk: web1-root
+    path: /dev/vg0/web1-root
+
+- name: Detach it from the old one, after the guest has left
+  vmbeam.xen.host_vm_disk:
+    host_vm: m1-a
+    disk: web1-root
+    state: detached
+"""
+
+RETURN = r"""
+disk:
+  description: The disk as it is afterwards, or in check mode would be.
+  returned: success
+  type: dict
+  sample:
+    host_vm: m1-b
+    id: web1-root
+    path: /dev/vg0/web1-root
+    state: attached
+"""
+
+import os
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict, InvalidInput
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm import DEFAULT_DIRECTORY, HostVms
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import HostVmDisk
+from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
+from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline
+from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
+
+
+def body(module: AnsibleModule) -> dict[str, Any]:
+    params = module.params
+    name = _checks.domain_name("host_vm", params["host_vm"])
+    disk = _checks.disk_id("disk", params["disk"])
+    deadline = Deadline(_checks.positive("timeout", params["timeout"]))
+    wanted = params["state"]
+    path = None
+    if wanted == "attached":
+        path = _checks.path("path", params["path"])
+        if not os.path.exists(path):
+            raise InvalidInput(f"path: {path} does not exist on this host. Create the disk, or correct the path.")
+
+    xl = Xl()
+    domain, _record = HostVms(xl, _checks.path("directory", params["directory"])).find(name)
+    if domain is None or not domain.live:
+        if wanted == "attached":
+            raise Conflict(f"host_vm: {name} is {domain.state if domain else 'absent'}. Start it first.")
+        if domain is None:
+            return _result(False, _state(name, disk, None), _state(name, disk, None))
+
+    target = HostVmDisk(xl, domain.domid, disk)
+    seen = target.observe()
+    before = _state(name, disk, seen.path if seen and seen.attached else None)
+    if path is not None:
+        target.check(seen, path)
+        changed = not (seen and seen.attached)
+        if changed and not module.check_mode:
+            target.attach(path, deadline)
+    else:
+        changed = seen is not None
+        if changed and not module.check_mode:
+            target.detach(deadline)
+    return _result(changed, before, _state(name, disk, path))
+
+
+def _state(host_vm: str, disk: str, path: str | None) -> dict[str, Any]:
+    return {"host_vm": host_vm, "id": disk, "path": path, "state": "attached" if path else "detached"}
+
+
+def _result(changed: bool, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    return {"changed": changed, "disk": after, "diff": state_diff(before, after)}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "host_vm": {"type": "str", "required": True},
+            "disk": {"type": "str", "required": True},
+            "path": {"type": "path"},
+            "state": {"type": "str", "choices": ["attached", "detached"], "default": "attached"},
+            "directory": {"type": "path", "default": DEFAULT_DIRECTORY},
+            "timeout": {"type": "float", "default": 60},
+        },
+        required_if=[("state", "attached", ("path",))],
+        supports_check_mode=True,
+    )
+    run_module(module, body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+#!/usr/bin/python
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_vm_info
+short_description: Reports host VMs and the host hypervisor
+version_added: 0.1.0
+description:
+  - Returns the host VMs of a machine, with the generation that they are of and the guest disks that are
+    attached to them, and facts of the host hypervisor. Run it in the host dom0.
+author:
+  - vmbeam contributors (@vmbeam)
+extends_documentation_fragment:
+  - vmbeam.xen.attributes
+  - vmbeam.xen.attributes.info
+  - vmbeam.xen.attributes.action_group
+options:
+  name:
+    description: Name of a host VM. If omitted, all are returned.
+    type: str
+  directory:
+    description: Folder that holds a folder of files for each host VM.
+    type: path
+    default: /var/lib/vmbeam/host-vms
+seealso:
+  - module: vmbeam.xen.host_vm
+"""
+
+EXAMPLES = r"""
+- name: Look at the host VMs
+  vmbeam.xen.host_vm_info:
+  register: machine
+
+- name: Refuse to go on if another host VM of 8 GiB does not fit
+  ansible.builtin.assert:
+    that: machine.hypervisor.free_memory_mb > 8192 + 128
+"""
+
+RETURN = r"""
+host_vms:
+  description:
+    - The host VMs, by name. One that has a record but no domain has the state V(absent).
+    - Facts that do not apply are null.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - name: m1-a
+      domid: 3
+      state: running
+      memory_mb: 8192
+      vcpus: 2
+      slot: a
+      generation: 11
+      created: "2025-02-01T03:00:09+00:00"
+      image_sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+      disks:
+        - id: web1-root
+          path: /var/lib/vmbeam/guests/web1-root.raw
+hypervisor:
+  description: Facts of the host hypervisor, memory in MiB.
+  returned: success
+  type: dict
+  sample:
+    version: 4.17.5
+    extra: ".5"
+    nr_cpus: 16
+    total_memory_mb: 65451
+    free_memory_mb: 40123
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm import DEFAULT_DIRECTORY, HostVms
+from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module
+from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
+
+
+def body(module: AnsibleModule) -> dict[str, Any]:
+    name = module.params["name"]
+    xl = Xl()
+    host_vms = HostVms(xl, _checks.path("directory", module.params["directory"]))
+    names = host_vms.names()
+    if name is not None:
+        names = [known for known in names if known == _checks.domain_name("name", name)]
+    return {
+        "changed": False,
+        "host_vms": [host_vms.describe(known, *host_vms.find(known)) for known in names],
+        "hypervisor": xl.hypervisor().as_dict(),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str"},
+            "directory": {"type": "path", "default": DEFAULT_DIRECTORY},
+        },
+        supports_check_mode=True,
+    )
+    run_module(module, body)
+
+
+if __name__ == "__main__":
+    main()
