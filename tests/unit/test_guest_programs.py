@@ -25,7 +25,7 @@ RECORD = 512
 def tools(tmp_path_factory):
     """The path of the compiled program."""
     target = tmp_path_factory.mktemp("guest") / "guest-tools"
-    subprocess.run([sys.executable, BUILD, "programs", "--out", target], check=True)
+    subprocess.run([sys.executable, BUILD, "programs", "--output", target], check=True)
     return target
 
 
