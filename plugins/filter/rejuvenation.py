@@ -1,0 +1,44 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters of the rejuvenate role: entry points to the decisions in plugin_utils."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.vmbeam.xen.plugins.plugin_utils import _plan, _preflight, _recovery, _report
+
+
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` as a filter: input of the wrong form becomes an error that names the filter."""
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyError as error:
+            raise AnsibleFilterError(f"vmbeam.xen.{name}: the input lacks '{error.args[0]}'") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise AnsibleFilterError(f"vmbeam.xen.{name}: the input has the wrong form: {error}") from error
+
+    return apply
+
+
+class FilterModule:
+    """Name the filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        functions: dict[str, Callable[..., Any]] = {
+            "rejuvenation_plan": _plan.make_plan,
+            "rejuvenation_plan_text": _plan.describe,
+            "rejuvenation_destination_problems": _preflight.destination_problems,
+            "rejuvenation_recovery": _recovery.recovery,
+            "rejuvenation_report": _report.make_report,
+            "rejuvenation_report_text": _report.report_text,
+            "rejuvenation_record": _report.record_run,
+            "rejuvenation_close_cut_run": _report.close_cut_run,
+        }
+        return {name: _checked(name, function) for name, function in functions.items()}

@@ -1,0 +1,118 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to vmbeam.xen: not an interface for other collections.
+"""What a run did: for the person who watches it, for files, and for the machine's own record."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, text_table
+
+
+def make_report(
+    plan: dict[str, Any],
+    phases: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    failure: dict[str, Any],
+    now: float,
+) -> dict[str, Any]:
+    """Return the account of a run that ends now.
+
+    `phases` are {phase, at}, each lasting until the next one; `results` are the guests' accounts;
+    `failure` is empty unless the run failed.
+    """
+    ends = [float(phase["at"]) for phase in phases[1:]] + [float(now)]
+    lasted = [
+        {"phase": phase["phase"], "seconds": round(end - float(phase["at"]), 1)}
+        for phase, end in zip(phases, ends, strict=True)
+    ]
+    moved = [result for result in results if result["result"] == "moved"]
+    downtimes = [result["downtime_seconds"] for result in moved if result.get("downtime_seconds") is not None]
+    return {
+        "machine": plan["machine"],
+        "action": plan["action"],
+        "outcome": "failed" if failure else "completed",
+        "source": plan["source"]["name"],
+        "destination": plan["destination"]["name"],
+        "generation": plan["destination"]["generation"],
+        "started": _iso(phases[0]["at"]),
+        "finished": _iso(now),
+        "seconds": round(float(now) - float(phases[0]["at"]), 1),
+        "phases": lasted,
+        "guests": results,
+        "guests_moved": len(moved),
+        "longest_downtime_seconds": max(downtimes, default=None),
+        "failure": failure or None,
+    }
+
+
+def report_text(report: dict[str, Any]) -> list[str]:
+    """Return the account as lines for a person."""
+    lines = [
+        f"{report['machine']}: {report['outcome']} in {duration(report['seconds'])}: "
+        f"{report['source']} -> {report['destination']} (generation {report['generation']}), "
+        f"{report['guests_moved']} guest(s) moved"
+    ]
+    if report["guests"]:
+        rows = [
+            {
+                "guest": guest["guest"],
+                "type": guest["type"],
+                "memory": f"{guest['memory_mb']} MiB",
+                "strategy": guest["strategy"],
+                "result": guest["result"],
+                "seconds": _number(guest.get("seconds")),
+                "downtime": _number(guest.get("downtime_seconds")),
+            }
+            for guest in report["guests"]
+        ]
+        lines += [
+            "",
+            *text_table(rows, ["guest", "type", "memory", "strategy", "result", "seconds", "downtime"]),
+        ]
+    lines += ["", *text_table(report["phases"], ["phase", "seconds"])]
+    return lines
+
+
+def record_run(
+    state: dict[str, Any], plan: dict[str, Any], report: dict[str, Any] | None, started: float, limit: int
+) -> dict[str, Any]:
+    """Return the machine's record with this run in it: as the present one, or in the history once it has a report.
+
+    A present run in the record says that a run was cut; `guests` are those that it was to move. `limit`
+    is how many runs the history keeps.
+    """
+    history = list(state.get("history") or [])
+    if report is None:
+        run = {
+            "started": _iso(started),
+            "action": plan["action"],
+            "source": plan["source"]["name"],
+            "destination": plan["destination"]["name"],
+            "generation": plan["destination"]["generation"],
+            "guests": [guest["name"] for guest in plan["guests"]],
+        }
+    else:
+        history.append(report)
+        # A failed run that was not undone is still to be continued.
+        failure = report["failure"]
+        run = state.get("run") if failure and not failure.get("undone") else None
+    return {"machine": plan["machine"], "run": run, "history": history[-limit:]}
+
+
+def close_cut_run(state: dict[str, Any], now: float, limit: int) -> dict[str, Any]:
+    """Return the machine's record after a run was found to be done, though it was cut before it could say so."""
+    run = dict(state["run"], outcome="completed", finished=_iso(now), note="completed; cut before it was recorded")
+    return dict(state, run=None, history=[*(state.get("history") or []), run][-limit:])
+
+
+def _iso(moment: float) -> str:
+    return datetime.datetime.fromtimestamp(float(moment), datetime.UTC).isoformat(timespec="seconds")
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
