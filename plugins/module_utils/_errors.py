@@ -31,6 +31,10 @@ class Conflict(VmbeamError):
     """The observed state forbids the requested change; nothing was changed."""
 
 
+class Undecided(Conflict):
+    """It cannot be decided by what is seen where a guest is, or what to do; nothing was touched."""
+
+
 class NotFound(VmbeamError):
     """Something that must exist does not."""
 

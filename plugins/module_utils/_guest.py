@@ -157,7 +157,7 @@ class Guests:
         self._xl.unpause(domain.domid)
 
     def _exists(self, domid: int) -> bool:
-        return any(domain.domid == domid for domain in self._xl.domains())
+        return any(domain.domid == domid and domain.state != "dying" for domain in self._xl.domains())
 
     def _is_live(self, domid: int) -> bool:
         return any(domain.domid == domid and domain.live for domain in self._xl.domains())

@@ -24,13 +24,14 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     CommandError,
     CommandTimeout,
     Conflict,
-    NotFound,
+    Undecided,
     VmbeamError,
 )
 from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import (
     DESTINATION,
     SOURCE,
     UNKNOWN,
+    Phase,
     Repair,
     Sighting,
     Verdict,
@@ -63,6 +64,7 @@ _HINTS = (
     ("guest didn't acknowledge suspend", "The guest does not answer the request to suspend; it may hang."),
     ("guest did not suspend", "The guest does not answer the request to suspend; it may hang."),
     ("does not exist and is not writable", "A disk of the guest is not attached to the destination."),
+    (f"error status {LOCKED}", "Another receiver of this guest is still at work at the destination."),
     ("failed to open", "A disk or file of the guest may be missing at the destination."),
 )
 
@@ -152,26 +154,36 @@ class Migration:
         self._links = links
         self._timeout = timeout
         self._clock = clock or Clock()
-        self._lock_path = f"{locks}/vmbeam-migrate-{name}.lock"
+        self._send_lock = f"{locks}/vmbeam-send-{name}.lock"
+        self._receive_lock = f"{locks}/vmbeam-receive-{name}.lock"
         self._lock: int | None = None
-        self._paused_by_us = False
+        self._phase = Phase.NONE
         self._log = Log(self._clock)
         self.report = Report(guest=name, strategy=strategy)
 
     # --- observing
 
     def verdict(self) -> Verdict:
-        """Where the guest is; reads both dom0s."""
+        """Where the guest is, by what both dom0s say."""
         source = Sighting.of(self._name, self._links.source.domains())
         destination = Sighting.of(self._name, self._links.destination.domains())
-        return judge(self._name, source, destination, paused_by_us=self._paused_by_us)
+        return judge(self._name, source, destination, self._phase)
+
+    def verdict_alone(self) -> Verdict:
+        """What the source alone can tell, when the destination cannot be asked."""
+        return judge(self._name, Sighting.of(self._name, self._links.source.domains()), None, self._phase)
 
     def location(self) -> str:
-        """For failure results: never raises."""
-        try:
-            return self.verdict().location
-        except VmbeamError:
-            return UNKNOWN
+        """Where the guest is, for results: never raises."""
+        for look in (self.verdict, self.verdict_alone):
+            with suppress(VmbeamError):
+                return look().location
+        return UNKNOWN
+
+    def foresee(self) -> tuple[str, bool]:
+        """The guest's location, and whether a run would change anything; raises Undecided."""
+        verdict = _decided(self.verdict())
+        return verdict.location, verdict != Verdict(DESTINATION)
 
     # --- acting
 
@@ -179,12 +191,12 @@ class Migration:
         """Repairs what an earlier attempt left, migrates the guest, and returns whether anything changed.
 
         On every failure it verifies where the guest is, repairs what can be, and raises an error whose
-        details have location and migration.
+        details have the location.
         """
         started = self._clock.now()
         try:
             with self._locked():
-                changed = self._run()
+                return self._run()
         except VmbeamError as exc:
             exc.details.setdefault("location", self.location())
             raise
@@ -192,11 +204,9 @@ class Migration:
             self._log.finish()
             self.report.log_tail = self._log.tail()
             self.report.seconds = round(self._clock.now() - started, 3)
-        return changed
 
     def _run(self) -> bool:
-        location = self._settle()
-        if location == DESTINATION:
+        if self._settle() == DESTINATION:
             return bool(self.report.repairs)
         guest = self._links.source.domain(self._name)
         if guest is None:
@@ -216,13 +226,18 @@ class Migration:
         reason = " ".join([str(error), *hints])
         try:
             location = self._settle()
+        except Undecided as exc:
+            raise CommandError(f"{reason} After that: {exc.message}", **exc.details) from error
         except VmbeamError as exc:
-            raise CommandError(
-                f"{reason} After that: {exc.message}", location=exc.details.get("location", UNKNOWN)
-            ) from error
-        if location == DESTINATION:
-            return
-        raise CommandError(f"{reason} The guest runs on at the {location}.", location=location) from error
+            # The destination cannot be asked, or not be tidied up: a later run does that. The guest
+            # must not wait for it.
+            reason = f"{reason} After that: {exc.message}"
+            try:
+                location = self._repair(self.verdict_alone())
+            except VmbeamError as last:
+                raise CommandError(f"{reason} {last.message}", **last.details) from error
+        if location != DESTINATION:
+            raise CommandError(f"{reason} The guest runs on at the {location}.", location=location) from error
 
     def _verify(self) -> None:
         """Raises unless the guest is at the destination only, and runs there."""
@@ -238,30 +253,26 @@ class Migration:
     # --- repairing
 
     def _settle(self) -> str:
-        """Repairs the remains of an attempt and returns the guest's location; raises Conflict."""
-        verdict = self.verdict()
-        if verdict.problem:
-            error = NotFound if verdict.location == "nowhere" else Conflict
-            raise error(verdict.problem, location=verdict.location)
-        if not verdict.repairs:
-            return verdict.location
-        # A receiver that is still alive may rename, start or destroy its copy at any moment.
-        self._await_receiver_end()
-        again = self.verdict()
-        if again.problem:
-            raise Conflict(again.problem, location=again.location)
-        for repair in again.repairs:
+        """Repairs the remains of an attempt and returns the guest's location; raises Undecided."""
+        verdict = _decided(self.verdict())
+        if verdict.repairs:
+            # A receiver that is still alive may rename, start or destroy its copy at any moment.
+            self._await_receiver_end()
+            verdict = self.verdict()
+        location = self._repair(verdict)
+        if verdict.repairs:
+            left = _decided(self.verdict())
+            if left.repairs:
+                raise Conflict(f"{left.repairs[0]} had no effect.", location=left.location)
+        return location
+
+    def _repair(self, verdict: Verdict) -> str:
+        """Does a verdict's repairs and returns its location; raises Undecided."""
+        for repair in _decided(verdict).repairs:
             self._apply(repair)
             self.report.repairs.append(str(repair))
-        self._paused_by_us = False
-        settled = self.verdict()
-        if settled.problem or settled.repairs:
-            raise Conflict(
-                f"{self._name} could not be brought to a clear state: "
-                f"{settled.problem or f'still to be done: {settled.repairs[0]}'}.",
-                location=settled.location,
-            )
-        return settled.location
+        self._enter(Phase.NONE)
+        return verdict.location
 
     def _apply(self, repair: Repair) -> None:
         xl = self._links.source if repair.side == SOURCE else self._links.destination
@@ -281,7 +292,7 @@ class Migration:
             xl.unpause(domid)
 
     def _await_receiver_end(self) -> None:
-        command = f"flock -w {RECEIVER_END:.0f} {shlex.quote(self._lock_path)} true"
+        command = f"flock -w {RECEIVER_END:.0f} {shlex.quote(self._receive_lock)} true"
         if self._links.destination.shell(command, timeout=RECEIVER_END + 60.0).rc != 0:
             raise Conflict(
                 f"A receiver of {self._name} is still at work at the destination. Try again when it has ended."
@@ -290,7 +301,7 @@ class Migration:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One migration of a guest at a time. xl inherits the lock, in case that we die before it."""
-        self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(self._send_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -298,16 +309,25 @@ class Migration:
                 raise Conflict(
                     f"Another migration of {self._name} is at work in this dom0. Try again when it has ended."
                 ) from exc
+            # Left by a run that was killed half-way.
+            self._phase = Phase(os.pread(self._lock, 64, 0).decode())
             yield
         finally:
             os.close(self._lock)
             self._lock = None
 
+    def _enter(self, phase: Phase) -> None:
+        """Remembers, also for a later run, what we do to the source's copy."""
+        self._phase = phase
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, phase.value.encode(), 0)
+
     # --- strategies
 
     def _receiver(self, command: str) -> str:
         """Holds a lock at the destination as long as the receiver, but not its daemon, lives."""
-        return f"flock -n -o -E {LOCKED} {shlex.quote(self._lock_path)} {command}"
+        return f"flock -n -o -E {LOCKED} {shlex.quote(self._receive_lock)} {command}"
 
     def _start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         return _process.start(argv, pass_fds=[self._lock] if self._lock is not None else [], **options)
@@ -342,27 +362,24 @@ class Migration:
         self._measure_downtime(self._log.time_of(_STARTED))
 
     def _suspend(self, guest: Domain) -> None:
-        """Saves the guest into a pipe that restores it at the destination, both paused, then switches over."""
+        """Saves the guest into a pipe that restores it at the destination, both paused; then switches over."""
+        self._enter(Phase.PAUSED)
         self._copy(guest)
-        copy = self._links.destination.domain(self._name)
-        if copy is None or not copy.never_ran or copy.uuid != guest.uuid:
-            raise Conflict(
-                f"The restored copy of {self._name} is {copy.state if copy else 'absent'}, not paused and new."
-            )
+        old = self._links.source.domain(self._name)
+        if old is None or old.state != "paused":
+            raise Conflict(f"The old copy of {self._name} is {old.state if old else 'absent'}, not paused.")
+        new = self._links.destination.domain(self._name)
+        if new is None or new.uuid != guest.uuid or not new.never_ran:
+            raise Conflict(f"The new copy of {self._name} is {new.state if new else 'absent'}, not paused and new.")
         # From here on it can only go forward: the new copy is complete, and the old one has not run since.
-        self._links.source.destroy(guest.domid)
-        wait_for(
-            lambda: not _has(self._links.source, guest.domid),
-            Deadline(60.0, self._clock),
-            f"{self._name} to be destroyed at the source",
-        )
-        self._paused_by_us = False
-        self._links.destination.unpause(copy.domid)
+        self._enter(Phase.GIVEN_UP)
+        self._apply(Repair(SOURCE, "destroy", guest))
+        self._links.destination.unpause(new.domid)
         self._measure_downtime(self._clock.now())
+        self._enter(Phase.NONE)
 
     def _copy(self, guest: Domain) -> None:
         deadline = Deadline(self._timeout, self._clock)
-        self._paused_by_us = True
         # xl opens the file by name, which fails for a socket (ssh's standard input): hence cat.
         restore = f"cat | {self._receiver('xl restore -p /dev/stdin')}"
         receiver = self._start(
@@ -398,7 +415,8 @@ class Migration:
             self._end_gently(sender)
             pump.join(5.0)
         self._log.finish()
-        if sender_rc != 0:
+        # A receiver that ends early breaks the sender's pipe: its failure is the reason then.
+        if sender_rc != 0 and receiver_rc != LOCKED:
             raise self._failed("xl save", sender_rc)
         if receiver_rc != 0:
             raise self._failed("xl restore at the destination", receiver_rc)
@@ -458,5 +476,12 @@ class Pump(threading.Thread):
                 stream.close()
 
 
+def _decided(verdict: Verdict) -> Verdict:
+    if verdict.problem:
+        raise Undecided(verdict.problem, location=verdict.location)
+    return verdict
+
+
 def _has(xl: Xl, domid: int) -> bool:
-    return any(domain.domid == domid for domain in xl.domains())
+    """A dying domain, whose memory is still being freed, does not count: it never runs again."""
+    return any(domain.domid == domid and domain.state != "dying" for domain in xl.domains())

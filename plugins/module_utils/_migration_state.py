@@ -17,12 +17,13 @@ Pure: sightings of the two guest dom0s go in, a verdict comes out. What xl does 
 - A receiver that loses its sender after its acknowledgement leaves NAME--incoming behind.
 
 Strategy "suspend" (ours) restores NAME paused at the destination, destroys the paused copy at the
-source, and unpauses the new one.
+source, and unpauses the new one. How far it came is remembered as a Phase.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
 
@@ -31,6 +32,16 @@ DESTINATION = "destination"
 BOTH = "both"
 NOWHERE = "nowhere"
 UNKNOWN = "unknown"
+
+
+class Phase(Enum):
+    """What our own attempt has done to the source's copy; the value is how a file remembers it."""
+
+    NONE = ""
+    PAUSED = "paused"
+    # The copy at the destination is complete, and destroying the source's has begun.
+    GIVEN_UP = "given up"
+
 
 INCOMING = "--incoming"
 AWAY = "--migratedaway"
@@ -77,13 +88,14 @@ class Verdict:
     problem: str | None = None
 
 
-def judge(name: str, source: Sighting, destination: Sighting, *, paused_by_us: bool = False) -> Verdict:
-    """Decides from what both dom0s show.
+def judge(name: str, source: Sighting, destination: Sighting | None, phase: Phase = Phase.NONE) -> Verdict:
+    """Decides from what both dom0s show; destination is None if it cannot be asked.
 
     A copy is destroyed only if it cannot be the live guest: it never ran and another copy did, or it is
-    suspended and renamed away while the other one has started. paused_by_us: the source's copy was
-    paused by our own attempt, not by an administrator.
+    suspended and renamed away while the other one has started, or we had given it up ourselves.
     """
+    if destination is None:
+        return _alone(name, source, phase)
     copies = source.all() + destination.all()
     if len({domain.uuid for domain in copies}) > 1:
         return Verdict(
@@ -101,10 +113,18 @@ def judge(name: str, source: Sighting, destination: Sighting, *, paused_by_us: b
             problem=f"{name}{INCOMING} at the destination has run, which xl does not do. Look at both ends by hand.",
         )
     if source.guest:
-        return _at_source(name, source, destination, source.guest, paused_by_us)
+        return _at_source(name, source, destination, source.guest, phase)
     if source.away:
         return _in_between(name, source.away, destination)
     return _not_at_source(name, destination)
+
+
+def _alone(name: str, source: Sighting, phase: Phase) -> Verdict:
+    """The destination does not answer. A copy that still has its name was not given up: it is the guest."""
+    here = source.guest
+    if here is None or source.away or phase is Phase.GIVEN_UP:
+        return Verdict(UNKNOWN, problem=f"Whether the destination runs {name} is not known: it does not answer.")
+    return _at_source(name, source, Sighting(), here, phase)
 
 
 def _at_destination(name: str, source: Sighting, destination: Sighting, there: Domain) -> Verdict:
@@ -134,15 +154,25 @@ def _at_destination(name: str, source: Sighting, destination: Sighting, there: D
     return Verdict(DESTINATION, (Repair(SOURCE, "destroy", source.away),) if source.away else ())
 
 
-def _at_source(name: str, source: Sighting, destination: Sighting, here: Domain, paused_by_us: bool) -> Verdict:
+def _at_source(name: str, source: Sighting, destination: Sighting, here: Domain, phase: Phase) -> Verdict:
     if source.away:
         return Verdict(SOURCE, problem=f"The source has both {name} and {name}{AWAY}. Look there by hand.")
+    if phase is Phase.GIVEN_UP and here.state == "paused":
+        if destination.guest is None:
+            return Verdict(
+                UNKNOWN,
+                problem=f"{name} at the source was being destroyed, and its new copy at the destination is gone. "
+                "Look there by hand; its disks are as they were when it was paused.",
+            )
+        return Verdict(
+            DESTINATION, (Repair(SOURCE, "destroy", here), Repair(DESTINATION, "unpause", destination.guest))
+        )
     stale = [domain for domain in (destination.incoming, destination.guest) if domain]
     repairs = [Repair(DESTINATION, "destroy", domain) for domain in stale]
     if here.state == "suspended":
         repairs.append(Repair(SOURCE, "resume", here))
     elif here.state == "paused":
-        if not stale and not paused_by_us:
+        if not stale and phase is not Phase.PAUSED:
             return Verdict(
                 SOURCE,
                 problem=f"{name} is paused at the source and cannot be migrated. "

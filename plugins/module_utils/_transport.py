@@ -7,17 +7,23 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
+import sys
 from collections.abc import Sequence
 
-# Bound what a dead network can cost: about a minute and a half. First given wins in ssh, so the
+from ansible_collections.vmbeam.xen.plugins.module_utils import _tcp_relay
+
+# Bound what a dead network can cost: about two minutes. The first given wins in ssh, so the
 # administrator's arguments come before these.
 _DEFAULTS = (
     "-T",
     "-oBatchMode=yes",
     "-oConnectTimeout=30",
     "-oServerAliveInterval=15",
-    "-oServerAliveCountMax=6",
+    "-oServerAliveCountMax=8",
+    # A shared connection would outlive the migration and keep its lock.
+    "-oControlPath=none",
 )
 
 
@@ -29,3 +35,10 @@ def ssh_command(address: str, user: str, ssh_args: Sequence[str] = ()) -> list[s
 def ssh_rune(ssh: Sequence[str], remote_command: str) -> str:
     """A shell command whose standard input and output are those of the remote shell command."""
     return f"exec {shlex.join([*ssh, remote_command])}"
+
+
+def tcp_rune(ssh: Sequence[str], address: str, remote_command: str) -> str:
+    """As ssh_rune, but the two streams go over a TCP connection to the address; ssh starts the command."""
+    program = inspect.getsource(_tcp_relay)
+    server = shlex.join(["python3", "-c", program, "server"])
+    return f"exec {shlex.join([sys.executable, '-c', program, 'client', address, remote_command, *ssh, server])}"

@@ -25,6 +25,9 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain, D
 # xl list, info and the like answer within a second; nested and emulated hosts are far slower.
 QUICK = 60.0
 
+# Destroying waits for device models and hotplug scripts.
+SLOW = 180.0
+
 # What libxl says when the hypervisor or xenstored is not there (libxl_ctx_alloc).
 _UNAVAILABLE = (
     "cannot open libxc handle",
@@ -105,7 +108,7 @@ class Xl:
         self.xl("create", *(["-p"] if paused else []), config, timeout=timeout)
 
     def destroy(self, domid: int) -> None:
-        self.xl("destroy", str(domid))
+        self.xl("destroy", str(domid), timeout=SLOW)
 
     def shutdown(self, domid: int) -> None:
         """Asks the guest to shut down; a guest without PV drivers by an ACPI event."""
