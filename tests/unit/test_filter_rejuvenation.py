@@ -1,0 +1,498 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Decisions of the rejuvenate role, through its filters."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.vmbeam.xen.plugins.filter.rejuvenation import FilterModule
+
+NOW = 1_700_000_000.0
+DAY = 86400
+FILTERS = FilterModule().filters()
+BY_ID = "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_"
+
+SETTINGS: dict[str, Any] = {
+    "slots": {"a": {"name": "m1-a"}, "b": {"name": "m1-b"}},
+    "force": False,
+    "max_age": 7 * DAY,
+    "destination_slot": "",
+    "strategy": "precopy",
+    "guest_strategies": {},
+    "guest_types": ["pvh", "hvm"],
+    "host_vm_memory_mb": 3072,
+    "host_vm_vcpus": 1,
+    "overlay_reserve_mb": 1024,
+    "undo_on_failure": True,
+}
+
+
+def guest(name: str, **values: Any) -> dict[str, Any]:
+    base = name.split("--")[0]
+    described = {
+        "name": name,
+        "domid": 3,
+        "uuid": f"uuid-{base}",
+        "state": "blocked",
+        "type": "pvh",
+        "memory_mb": 128,
+        "vcpus": 1,
+        "disks": [{"id": f"{base}-root", "target": f"{BY_ID}{base}-root", "vdev": "xvda"}],
+        "nics": [],
+    }
+    return {**described, **values}
+
+
+def host_vm(slot: str, **values: Any) -> dict[str, Any]:
+    described = {
+        "name": f"m1-{slot}",
+        "domid": 5,
+        "state": "running",
+        "memory_mb": 3072,
+        "vcpus": 1,
+        "slot": slot,
+        "generation": 1,
+        "created": "2023-11-01T00:00:00+00:00",
+        "image_sha256": "abc",
+        "disks": [{"id": "web1-root", "path": "/guests/web1-root.raw"}],
+    }
+    return {**described, **values}
+
+
+def dom0(*guests: dict[str, Any], **values: Any) -> dict[str, Any]:
+    used = 1000 + sum(item["memory_mb"] for item in guests)
+    hypervisor = {"version": "4.17.5", "total_memory_mb": 3072, "free_memory_mb": 3072 - used}
+    return {"reachable": True, "error": "", "guests": list(guests), "hypervisor": hypervisor, **values}
+
+
+SILENT = {"reachable": False, "error": "timed out", "guests": [], "hypervisor": {}}
+
+
+def observe(**values: Any) -> dict[str, Any]:
+    """A machine whose host VM m1-a is old and holds the guest web1."""
+    observed = {
+        "machine": "m1",
+        "now": NOW,
+        "hypervisor": {"version": "4.17.5", "free_memory_mb": 5000},
+        "host_vms": [host_vm("a")],
+        "domains": ["m1-a"],
+        "image": {"path": "/golden.raw", "exists": True, "sha256": "abc"},
+        "free_disk_mb": 9000,
+        "guest_dom0s": {"a": dom0(guest("web1"))},
+        "state": {},
+        "probes": {},
+    }
+    return {**observed, **values}
+
+
+def observe_both(source: dict[str, Any], destination: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """A machine whose run from m1-a to m1-b was cut; web1's disk is attached to both."""
+    return observe(
+        host_vms=[host_vm("a"), host_vm("b", generation=2)],
+        domains=["m1-a", "m1-b"],
+        guest_dom0s={"a": source, "b": destination},
+        **values,
+    )
+
+
+def plan(observed: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return FILTERS["rejuvenation_plan"](observed, {**SETTINGS, **settings})
+
+
+def problems(made: dict[str, Any]) -> list[str]:
+    return [problem["what"] for problem in made["problems"]]
+
+
+def age(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(NOW - seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+class TestAction:
+    def test_old_host_vm_is_replaced(self):
+        made = plan(observe())
+        assert made["action"] == "rejuvenate"
+        assert (made["source"]["name"], made["destination"]["name"]) == ("m1-a", "m1-b")
+        assert made["destination"]["start"]
+        assert made["destination"]["generation"] == 2
+        assert made["problems"] == []
+        assert [(item["name"], item["step"], item["strategy"]) for item in made["guests"]] == [
+            ("web1", "move", "precopy")
+        ]
+        assert made["guests"][0]["disks"][0]["path"] == "/guests/web1-root.raw"
+
+    def test_fresh_host_vm_is_left_alone(self):
+        made = plan(observe(host_vms=[host_vm("a", created=age(2 * 3600))]))
+        assert made["action"] == "skip"
+        assert "2.0 h old" in made["reason"]
+        assert made["steps"] == []
+
+    def test_fresh_host_vm_is_replaced_if_forced(self):
+        made = plan(observe(host_vms=[host_vm("a", created=age(60))]), force=True)
+        assert made["action"] == "rejuvenate"
+        assert made["reason"].endswith("forced")
+
+    @pytest.mark.parametrize(
+        ("record", "word"),
+        [
+            ({"created": age(7 * DAY)}, "limit"),
+            ({"created": age(60), "image_sha256": "old"}, "another image"),
+            ({"created": None}, "no record"),
+            ({"created": "yesterday"}, "no record"),
+        ],
+    )
+    def test_what_is_not_fresh(self, record, word):
+        made = plan(observe(host_vms=[host_vm("a", **record)]))
+        assert made["action"] == "rejuvenate"
+        assert word in made["reason"]
+
+    def test_missing_image_does_not_make_a_host_vm_old(self):
+        image = {"path": "/golden.raw", "exists": False, "sha256": None}
+        assert plan(observe(host_vms=[host_vm("a", created=age(60))], image=image))["action"] == "skip"
+
+    def test_slot_b_is_replaced_by_slot_a(self):
+        made = plan(observe(host_vms=[host_vm("b", generation=4)], guest_dom0s={"b": dom0()}))
+        assert (made["source"]["name"], made["destination"]["name"]) == ("m1-b", "m1-a")
+        assert made["destination"]["generation"] == 5
+
+    def test_generation_counts_on_from_a_stopped_host_vm(self):
+        stopped = host_vm("b", domid=None, state="absent", generation=8, disks=[])
+        made = plan(observe(host_vms=[host_vm("a"), stopped]))
+        assert made["action"] == "rejuvenate"
+        assert made["destination"]["generation"] == 9
+
+    def test_no_host_vm(self):
+        made = plan(observe(host_vms=[], guest_dom0s={}))
+        assert made["action"] == "impossible"
+        assert "host_vm.yml" in made["problems"][0]["fix"]
+
+    def test_run_that_was_cut_before_its_record(self):
+        run = {"source": "m1-b", "destination": "m1-a", "guests": ["web1"]}
+        fresh = [host_vm("a", created=age(60))]
+        assert plan(observe(host_vms=fresh, state={"run": run}))["unrecorded_run"]
+        assert not plan(observe(host_vms=fresh, state={"run": None}))["unrecorded_run"]
+
+
+class TestResume:
+    def test_newer_generation_is_the_destination(self):
+        made = plan(observe_both(dom0(guest("web1")), dom0(guest("app1"))))
+        assert made["action"] == "resume"
+        assert made["destination"]["name"] == "m1-b"
+        assert not made["destination"]["start"]
+        assert [(item["name"], item["step"]) for item in made["guests"]] == [("app1", "finish"), ("web1", "move")]
+        assert problems(made) == []
+
+    def test_fresh_destination_does_not_end_a_cut_run(self):
+        vms = [host_vm("a"), host_vm("b", generation=2, created=age(60))]
+        observed = observe_both(dom0(), dom0(guest("web1")))
+        assert plan({**observed, "host_vms": vms})["action"] == "resume"
+
+    @pytest.mark.parametrize("generation", [1, None])
+    def test_unclear_direction(self, generation):
+        vms = [host_vm("a"), host_vm("b", generation=generation)]
+        observed = {**observe_both(dom0(), dom0()), "host_vms": vms}
+        made = plan(observed)
+        assert made["action"] == "impossible"
+        assert problems(made) == ["direction"]
+        assert plan(observed, destination_slot="a")["destination"]["name"] == "m1-a"
+
+    def test_wrong_destination_slot(self):
+        assert problems(plan(observe(), destination_slot="a")) == ["direction"]
+
+    @pytest.mark.parametrize(
+        ("source", "destination"),
+        [
+            ([guest("web1")], [guest("web1--incoming", state="paused")]),
+            ([guest("web1--migratedaway", state="suspended")], [guest("web1")]),
+            ([guest("web1--migratedaway", state="suspended")], [guest("web1--incoming", state="paused")]),
+            ([guest("web1", state="paused")], [guest("web1", state="paused")]),
+        ],
+    )
+    def test_remains_of_a_migration_are_left_to_the_module(self, source, destination):
+        made = plan(observe_both(dom0(*source), dom0(*destination)))
+        assert problems(made) == []
+        assert [(item["name"], item["step"]) for item in made["guests"]] == [("web1", "move")]
+        assert made["steps"][0].startswith("repair")
+
+    def test_silent_destination_with_unknown_guests_is_kept(self):
+        made = plan(observe_both(dom0(guest("web1")), SILENT))
+        assert problems(made) == ["guest dom0"]
+        assert "m1-b" in made["problems"][0]["message"]
+
+    def test_silent_destination_that_cannot_hold_a_guest_is_made_anew(self):
+        run = {"source": "m1-a", "destination": "m1-b", "guests": ["web1"]}
+        observed = observe_both(dom0(guest("web1")), SILENT, state={"run": run})
+        observed["hypervisor"]["free_memory_mb"] = 500  # enough once the old one is gone
+        made = plan(observed)
+        assert made["destination"]["recreate"]
+        assert made["destination"]["generation"] == 3
+        assert problems(made) == []
+
+    def test_silent_destination_is_kept_if_a_guest_of_the_run_is_not_at_the_source(self):
+        run = {"source": "m1-a", "destination": "m1-b", "guests": ["web1", "app1"]}
+        made = plan(observe_both(dom0(guest("web1")), SILENT, state={"run": run}))
+        assert not made["destination"]["recreate"]
+        assert problems(made) == ["guest dom0"]
+
+    def test_destination_without_room(self):
+        full = dom0()
+        full["hypervisor"]["free_memory_mb"] = 100
+        made = plan(observe_both(dom0(guest("web1")), full))
+        assert problems(made) == ["guest memory"]
+        assert made["problems"][0]["missing"] == 31
+
+
+class TestPreflight:
+    def test_machine_memory(self):
+        observed = observe()
+        observed["hypervisor"]["free_memory_mb"] = 3000
+        made = plan(observed)
+        assert problems(made) == ["machine memory"]
+        assert made["problems"][0]["needed"] == 3072 + 2 + 1 + 24
+        assert "99 MiB missing" in made["problems"][0]["message"]
+
+    def test_host_vm_too_small_for_its_guests(self):
+        made = plan(observe(), host_vm_memory_mb=1000)
+        assert problems(made) == ["host VM memory"]
+        assert made["problems"][0]["missing"] == 128
+
+    def test_image(self):
+        made = plan(observe(image={"path": "/golden.raw", "exists": False, "sha256": None}))
+        assert problems(made) == ["golden image"]
+        assert "/golden.raw" in made["problems"][0]["message"]
+
+    def test_disk_space(self):
+        made = plan(observe(free_disk_mb=24))
+        assert problems(made) == ["disk space"]
+        assert made["problems"][0]["missing"] == 1000
+
+    def test_name_of_a_foreign_domain(self):
+        made = plan(observe(domains=["m1-a", "m1-b"]))
+        assert problems(made) == ["name"]
+
+    def test_silent_source(self):
+        made = plan(observe(guest_dom0s={"a": SILENT}))
+        assert problems(made) == ["guest dom0"]
+        assert "timed out" in made["problems"][0]["message"]
+
+    @pytest.mark.parametrize(
+        ("values", "what"),
+        [
+            ({"type": "pv"}, "guest type"),
+            ({"state": "paused"}, "guest state"),
+            ({"state": "crashed"}, "guest state"),
+            ({"disks": [{"id": None, "target": "/root/web1.img", "vdev": "xvda"}]}, "disk"),
+            ({"disks": [{"id": "other", "target": f"{BY_ID}other", "vdev": "xvda"}]}, "disk"),
+        ],
+    )
+    def test_guest_that_cannot_move(self, values, what):
+        made = plan(observe(guest_dom0s={"a": dom0(guest("web1", **values))}))
+        assert problems(made) == [what]
+        assert "web1" in made["problems"][0]["message"]
+
+    def test_empty_cd_drive_is_no_disk(self):
+        drives = [{"id": None, "target": None, "vdev": "hdc"}]
+        made = plan(observe(guest_dom0s={"a": dom0(guest("web1", disks=drives))}))
+        assert problems(made) == []
+        assert made["guests"][0]["disks"] == []
+
+    def test_guest_that_does_not_serve_before_it_moves(self):
+        made = plan(observe(probes={"web1": {"ok": False, "error": "refused"}}))
+        assert problems(made) == ["probe"]
+
+    def test_all_problems_at_once(self):
+        observed = observe(free_disk_mb=0, domains=["m1-b"])
+        observed["hypervisor"]["free_memory_mb"] = 0
+        assert problems(plan(observed)) == ["name", "machine memory", "disk space"]
+
+    def test_older_guest_hypervisor(self):
+        older = FILTERS["rejuvenation_destination_problems"](
+            plan(observe()), {"version": "4.20.1"}, {"version": "4.17.5", "free_memory_mb": 2000}
+        )
+        assert [problem["what"] for problem in older] == ["guest hypervisor version"]
+
+    @pytest.mark.parametrize("version", ["4.17.4", "4.20.0", "unknown"])
+    def test_same_newer_or_unknown_guest_hypervisor(self, version):
+        hypervisor = {"version": version, "free_memory_mb": 2000}
+        assert not FILTERS["rejuvenation_destination_problems"](plan(observe()), {"version": "4.17.5"}, hypervisor)
+
+
+class TestDisksAndStrategies:
+    def test_disks_of_stopped_guests_follow(self):
+        disks = [{"id": "old-root", "path": "/guests/old.raw"}, {"id": "web1-root", "path": "/guests/web1.raw"}]
+        made = plan(observe(host_vms=[host_vm("a", disks=disks)]))
+        assert made["idle_disks"] == [{"id": "old-root", "path": "/guests/old.raw"}]
+
+    def test_disk_of_a_moved_guest_is_not_idle(self):
+        made = plan(observe_both(dom0(), dom0(guest("web1"))))
+        assert made["idle_disks"] == []
+
+    def test_strategy_of_a_single_guest(self):
+        guests = dom0(guest("web1"), guest("web2", disks=[]))
+        made = plan(observe(guest_dom0s={"a": guests}), guest_strategies={"web2": "suspend"})
+        assert [item["strategy"] for item in made["guests"]] == ["precopy", "suspend"]
+
+
+class TestRecovery:
+    def recover(self, observed, in_flight=(), **settings):
+        made = plan(observe())
+        return FILTERS["rejuvenation_recovery"](made, observed, {**SETTINGS, **settings}, list(in_flight))
+
+    def test_empty_destination_is_undone(self):
+        result = self.recover(observe_both(dom0(guest("web1")), dom0()))
+        assert result["destroy_destination"]
+        assert result["detach"] == [{"host_vm": "m1-b", "disk": "web1-root"}]
+        assert result["guests"] == [{"name": "web1", "location": "source", "state": "blocked"}]
+
+    def test_destination_that_never_answered_is_undone(self):
+        assert self.recover(observe_both(dom0(guest("web1")), SILENT))["destroy_destination"]
+
+    def test_undo_can_be_declined(self):
+        result = self.recover(observe_both(dom0(guest("web1")), dom0()), undo_on_failure=False)
+        assert not result["destroy_destination"]
+
+    @pytest.mark.parametrize(
+        ("source", "destination"),
+        [
+            (dom0(), dom0(guest("web1"))),
+            (dom0(guest("web1")), dom0(guest("web1--incoming", state="paused"))),
+            (dom0(guest("web1")), dom0(guest("stranger"))),
+            (dom0(guest("web1", state="suspended")), dom0()),
+            (dom0(guest("web1", state="paused")), dom0(guest("web1", state="paused"))),
+            (dom0(), dom0()),
+            (SILENT, dom0()),
+            (SILENT, SILENT),
+        ],
+    )
+    def test_destination_that_may_hold_a_guest_is_kept(self, source, destination):
+        assert not self.recover(observe_both(source, destination))["destroy_destination"]
+
+    def test_nothing_of_a_migration_without_result_is_touched(self):
+        observed = observe_both(dom0(guest("web1", state="paused")), dom0())
+        result = self.recover(observed, in_flight=["web1"])
+        assert not result["destroy_destination"]
+        assert result["unpause"] == []
+        assert result["detach"] == []
+
+    def test_sole_copy_that_is_paused_goes_on(self):
+        result = self.recover(observe_both(dom0(guest("web1", state="paused")), dom0()))
+        assert result["unpause"] == [{"slot_name": "m1-a", "name": "web1"}]
+
+    @pytest.mark.parametrize(
+        ("source", "destination", "location"),
+        [
+            (dom0(), dom0(guest("web1")), "destination"),
+            (dom0(guest("web1")), dom0(guest("web1")), "both"),
+            (dom0(), dom0(), "nowhere"),
+            (dom0(), SILENT, "unknown"),
+        ],
+    )
+    def test_location(self, source, destination, location):
+        assert self.recover(observe_both(source, destination))["guests"][0]["location"] == location
+
+
+PHASES = [{"phase": "observe and plan", "at": NOW}, {"phase": "move web1", "at": NOW + 10}]
+RESULT = {
+    "guest": "web1",
+    "type": "pvh",
+    "memory_mb": 128,
+    "vcpus": 1,
+    "strategy": "precopy",
+    "seconds": 12.5,
+    "downtime_seconds": 0.75,
+    "bytes": None,
+    "repairs": [],
+    "result": "moved",
+}
+
+
+class TestReport:
+    def report(self, failure=None):
+        return FILTERS["rejuvenation_report"](plan(observe()), PHASES, [RESULT], failure or {}, NOW + 30)
+
+    def test_figures(self):
+        report = self.report()
+        assert report["outcome"] == "completed"
+        assert report["seconds"] == 30.0
+        assert report["phases"] == [
+            {"phase": "observe and plan", "seconds": 10.0},
+            {"phase": "move web1", "seconds": 20.0},
+        ]
+        assert report["longest_downtime_seconds"] == 0.75
+        assert report["guests_moved"] == 1
+
+    def test_text_aligns_its_columns(self):
+        lines = FILTERS["rejuvenation_report_text"](self.report())
+        assert "m1-a -> m1-b (generation 2), 1 guest(s) moved" in lines[0]
+        heading = next(line for line in lines if line.startswith("guest"))
+        row = next(line for line in lines if line.startswith("web1"))
+        assert row.index("12.5") == heading.index("seconds")
+        assert row.index("0.8") == heading.index("downtime")
+
+    def test_record_of_a_run(self):
+        made = plan(observe())
+        begun = FILTERS["rejuvenation_record"]({}, made, None, NOW, 2)
+        assert begun["run"]["guests"] == ["web1"]
+        assert begun["history"] == []
+        ended = FILTERS["rejuvenation_record"](begun, made, self.report(), NOW, 2)
+        assert ended["run"] is None
+        assert [run["outcome"] for run in ended["history"]] == ["completed"]
+
+    @pytest.mark.parametrize(("undone", "left"), [(True, False), (False, True)])
+    def test_failed_run_stays_in_the_record_unless_undone(self, undone, left):
+        made = plan(observe())
+        begun = FILTERS["rejuvenation_record"]({}, made, None, NOW, 2)
+        failure = {"phase": "move web1", "summary": "failed", "undone": undone}
+        ended = FILTERS["rejuvenation_record"](begun, made, self.report(failure), NOW, 2)
+        assert (ended["run"] is not None) == left
+        assert ended["history"][0]["outcome"] == "failed"
+
+    def test_history_is_limited(self):
+        made, state = plan(observe()), {"history": [{"outcome": "old"}] * 5}
+        ended = FILTERS["rejuvenation_record"](state, made, self.report(), NOW, 3)
+        assert [run["outcome"] for run in ended["history"]] == ["old", "old", "completed"]
+
+    def test_cut_run_is_closed(self):
+        state = {"machine": "m1", "run": {"destination": "m1-a"}, "history": []}
+        closed = FILTERS["rejuvenation_close_cut_run"](state, NOW, 3)
+        assert closed["run"] is None
+        assert closed["history"][0]["outcome"] == "completed"
+
+
+class TestText:
+    def test_plan_lists_guests_steps_and_problems(self):
+        lines = FILTERS["rejuvenation_plan_text"](plan(observe(free_disk_mb=24)))
+        text = "\n".join(lines)
+        assert text.startswith("m1: rejuvenate: m1-a (generation 1) is 13.9 d old")
+        assert "1. start m1-b (generation 2) and wait until it is healthy" in text
+        assert "2. move web1 from m1-a to m1-b (precopy), 1 disk(s) with it" in text
+        assert "Refused, 1 problem(s):" in text
+        assert "1000 MiB missing. Fix: free space" in text
+
+    def test_plan_of_a_fresh_machine_is_one_table(self):
+        lines = FILTERS["rejuvenation_plan_text"](plan(observe(host_vms=[host_vm("a", created=age(60))])))
+        assert lines[0].startswith("m1: skip: ")
+        assert "stay" in lines[-1]
+
+
+class TestErrors:
+    def test_missing_input_is_named(self):
+        observed = observe()
+        del observed["host_vms"]
+        with pytest.raises(AnsibleFilterError, match="rejuvenation_plan: the input lacks 'host_vms'"):
+            plan(observed)
+
+    def test_wrong_input(self):
+        with pytest.raises(AnsibleFilterError, match="rejuvenation_plan: the input has the wrong form"):
+            plan(observe(host_vms=5))
+
+    def test_filters_do_not_change_their_input(self):
+        observed = observe()
+        before = copy.deepcopy(observed)
+        plan(observed)
+        assert observed == before
