@@ -43,13 +43,14 @@ series() {
   done <"$patches_dir/series"
 }
 
-# concerns_tools PATCH: whether it touches a file that the tools are built from.
+# concerns_tools PATCH: whether it touches a file that the tools are built from:
+# one outside xen/ that is not mere documentation, or one of tools-inputs.
 concerns_tools() {
-  sed -nE -e 's#^(---|\+\+\+) [ab]/([^[:space:]]+).*#\2#p' \
-    -e 's#^rename (from|to) (.*)#\2#p' "$1" |
-    grep -vE -e '^xen/' >/dev/null && return 0
-  sed -nE 's#^(---|\+\+\+) [ab]/([^[:space:]]+).*#\2#p' "$1" |
-    grep -E -f <(grep -v '^#' "$packaging_dir/tools-inputs") >/dev/null
+  local touched
+  touched=$(sed -nE -e 's#^(---|\+\+\+) [ab]/([^[:space:]]+).*#\2#p' \
+    -e 's#^rename (from|to) (.*)#\2#p' "$1")
+  grep -qvE '^(xen/|docs/(misc|specs|designs|features)/|CHANGELOG\.md$|MAINTAINERS$)' <<<"$touched" ||
+    grep -qE -f <(grep -v '^#' "$packaging_dir/tools-inputs") <<<"$touched"
 }
 
 # key PART: names everything that the packages of PART (hypervisor or tools)
