@@ -7,9 +7,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-from ansible_collections.vmbeam.xen.plugins.module_utils._errors import CommandError, Conflict, InvalidInput
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
+    CommandError,
+    Conflict,
+    VmbeamError,
+)
 from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Drive
 from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, wait_for
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
@@ -17,6 +22,8 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
 # The SCSI controller that every host VM is created with, and the prefix of what hangs on it.
 CONTROLLER = "vmbeam"
 PREFIX = f"{CONTROLLER}-"
+
+_WARNING = re.compile(r"warning: ")
 
 
 def guest_disks(drives: Iterable[Drive]) -> dict[str, str]:
@@ -55,21 +62,18 @@ class HostVmDisk:
             return
         if seen:  # left by an attempt that was interrupted; its path or options may differ
             self.detach(deadline)
-        self._xl.monitor(self._domid, f"drive_add 0 if=none,id={self._name},file={path},format=raw,cache=none")
+        self._order(f"drive_add 0 if=none,id={self._name},file={path},format=raw,cache=none", expect="OK")
         try:
-            if self.observe() is None:
-                raise InvalidInput(
-                    f"path: QEMU could not open {path} for the host VM. See that it exists and that no other "
-                    "program has it locked; QEMU's words are in /var/log/xen/qemu-dm-*.log."
-                )
-            self._xl.monitor(
-                self._domid,
+            self._order(
                 f"device_add scsi-hd,bus={CONTROLLER}.0,drive={self._name},id={self._name},"
-                f"serial={self._disk},share-rw=on",
+                f"serial={self._disk},share-rw=on"
             )
             wait_for(self._is_attached, deadline, f"disk {self._disk} to be attached")
-        except Exception:
-            self.detach(deadline)
+        except VmbeamError as exc:
+            try:
+                self.detach(Deadline(deadline.seconds, deadline.clock))
+            except VmbeamError as undo:
+                exc.details["left_behind"] = f"The drive {self._name} may be left in the host VM: {undo.message}"
             raise
 
     def detach(self, deadline: Deadline) -> None:
@@ -92,7 +96,16 @@ class HostVmDisk:
     def _unless_gone(self, command: str) -> None:
         """Gives a removing command; that QEMU knows the object no more is as good as success."""
         try:
-            self._xl.monitor(self._domid, command)
+            self._order(command)
         except CommandError as exc:
             if "not found" not in exc.message:
                 raise
+
+    def _order(self, command: str, expect: str = "") -> None:
+        """Gives a command; raises CommandError with QEMU's words if it says anything but what is expected."""
+        said = [line for line in self._xl.monitor(self._domid, command).splitlines() if not _WARNING.match(line)]
+        if "\n".join(said) != expect:
+            raise CommandError(
+                f"disk {self._disk}: QEMU refused {command.split()[0]}: {' '.join(said) or 'it said nothing'}",
+                monitor_command=command,
+            )

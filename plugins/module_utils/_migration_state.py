@@ -103,6 +103,11 @@ def judge(name: str, source: Sighting, destination: Sighting | None, phase: Phas
             problem=f"The domains named {name} at the source and the destination have different UUIDs: "
             "they are different guests. Rename or remove the one at the destination.",
         )
+    if source.incoming or destination.away:
+        return Verdict(
+            UNKNOWN,
+            problem=f"A migration of {name} in the other direction has not ended. Run it again to its end first.",
+        )
     if any(domain.state == "dying" for domain in copies):
         return Verdict(UNKNOWN, problem=f"A copy of {name} is just being destroyed. Try again in a moment.")
     if destination.guest and not destination.guest.never_ran:
@@ -122,7 +127,7 @@ def judge(name: str, source: Sighting, destination: Sighting | None, phase: Phas
 def _alone(name: str, source: Sighting, phase: Phase) -> Verdict:
     """The destination does not answer. A copy that still has its name was not given up: it is the guest."""
     here = source.guest
-    if here is None or source.away or phase is Phase.GIVEN_UP:
+    if here is None or source.away or source.incoming or phase is Phase.GIVEN_UP:
         return Verdict(UNKNOWN, problem=f"Whether the destination runs {name} is not known: it does not answer.")
     return _at_source(name, source, Sighting(), here, phase)
 

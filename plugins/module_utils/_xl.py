@@ -139,16 +139,6 @@ class Xl:
     def monitor(self, domid: int, command: str) -> str:
         """Gives a command to the monitor of a domain's QEMU and returns what it prints.
 
-        Raises CommandError also when QEMU answers with an error, where xl's exit code is 0.
+        xl's exit code is 0 also if QEMU refuses: the caller looks at the output.
         """
-        argv = ("qemu-monitor-command", str(domid), command)
-        output = self.xl(*argv).replace("\r", "").strip()
-        if output.startswith(("Error:", "unknown command", "invalid ", "Parameter ", "Could not open")):
-            raise CommandError(
-                f"QEMU refused {command.split()[0]!r}: {output.splitlines()[0]}",
-                cmd=["xl", *argv],
-                rc=0,
-                stdout=output,
-                stderr="",
-            )
-        return output
+        return self.xl("qemu-monitor-command", str(domid), command).replace("\r", "").strip()

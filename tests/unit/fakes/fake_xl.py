@@ -273,6 +273,102 @@ def main_migrate_receive(_arguments):
     os.write(1, b"0")
 
 
+def main_info(_arguments):
+    print("host                   : m1")
+    print("release                : 6.1.0-28-amd64")
+    print("nr_cpus                : 3")
+    print("virt_caps              : pv hvm hap shadow")
+    print("total_memory           : 16383")
+    print(f"free_memory            : {100 if fault('no-memory') else 9000}")
+    print("xen_major              : 4")
+    print("xen_minor              : 17")
+    print("xen_extra              : .5")
+    print("xen_version            : 4.17.5")
+    print("xen_commandline        : placeholder dom0_mem=1G com1=115200,8n1")
+
+
+def main_create(arguments):
+    with open(arguments[-1]) as file:
+        config = dict(line.strip().split(" = ", 1) for line in file if " = " in line)
+    if fault("create-refuses"):
+        say("libxl: error: libxl_create.c:1303:initiate_domain_create: Unable to create domain")
+        sys.exit(3)
+    domid = add(config["name"].strip('"'), "22222222-2222-2222-2222-222222222222")
+    change(domid, memory=int(config.get("memory", 256)))
+    if fault("create-fails-halfway"):
+        say("libxl: error: libxl_dm.c:3131:device_model_spawn_outcome: Domain 9:domain 9 device model: spawn failed")
+        sys.exit(3)
+    if fault("create-hangs"):
+        time.sleep(60)
+    if fault("create-crashes"):
+        change(domid, flags="---sc-", time=0.3)
+    elif arguments[0] != "-p":
+        change(domid, flags="r-----", time=0.3)
+
+
+def power_off(key):
+    if not fault("shutdown-ignored"):
+        destroy(key)
+
+
+def main_shutdown(arguments):
+    assert arguments[0] == "-F"
+    power_off(arguments[1])
+
+
+def main_trigger(arguments):
+    assert arguments[1] == "power"
+    power_off(arguments[0])
+
+
+def main_qemu_monitor_command(arguments):
+    """QEMU's monitor (block/monitor/block-hmp-cmds.c), with the line ends that QMP gives."""
+    key, command = arguments
+    if fault("monitor-dead"):
+        say("libxl: error: libxl_qmp.c:1399:qmp_ev_fd_callback: Domain 8:Failed to connect to QMP: Connection refused")
+        sys.exit(1)
+    verb, _, rest = command.partition(" ")
+    options = dict(part.split("=", 1) for part in rest.replace("0 if", "if").split(",") if "=" in part)
+    name = options.get("id", rest)
+    with State() as state:
+        drives = state.find(key).setdefault("drives", {})
+        if command == "info block":
+            said = "ide0-hd0 (#block123): /var/lib/vmbeam/host-vms/m1-a/root.qcow2 (qcow2)\r\n"
+            said += "    Attached to:      /machine/unattached/device[23]\r\n    Cache mode:       writeback\r\n"
+            for number, (drive, values) in enumerate(drives.items()):
+                said += f"\r\n{drive} (#block{number}): {values['path']} (raw)\r\n"
+                if values["attached"]:
+                    said += f"    Attached to:      {drive}\r\n"
+                said += "    Cache mode:       writeback, direct\r\n"
+        elif verb == "drive_add":
+            said = "OK\r\n"
+            if fault("drive-add-refused"):
+                said = f"Could not open '{options['file']}': Permission denied\r\n"
+            elif name in drives:
+                said = f"Duplicate ID '{name}' for drive\r\n"
+            else:
+                drives[name] = {"path": options["file"], "attached": False, "options": rest}
+        elif verb == "device_add":
+            said = "warning: something that does not matter\r\n"
+            if fault("device-add-refused"):
+                said = "Error: Bus 'vmbeam.0' not found\r\n"
+            else:
+                drives[options["drive"]].update(attached=True, device=rest)
+        elif verb == "device_del":
+            said = ""
+            if name not in drives:
+                said = f"Error: Device '{name}' not found\r\n"
+            elif fault("drive-stays"):
+                drives[name]["attached"] = False
+            elif not fault("device-del-ignored"):
+                del drives[name]
+        elif verb == "drive_del":
+            said = "" if drives.pop(name, None) else f"Error: Device '{name}' not found\r\n"
+        else:
+            said = f"unknown command: '{verb}'\r\n"
+    print(said)
+
+
 def main():
     arguments = [argument for argument in sys.argv[1:] if argument != "-vvv"]
     with open(f"{FOLDER}/calls", "a") as log:
