@@ -21,7 +21,7 @@ SENT_AWAY = "--migratedaway"
 def slot_view(slot: str, observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return all that was observed of a slot's host VM, with None or empty for what is not known."""
     name = settings["slots"][slot]["name"]
-    record = next((vm for vm in observed["host_vms"] if vm["name"] == name), {})
+    record: dict[str, Any] = next((vm for vm in observed["host_vms"] if vm["name"] == name), {})
     dom0 = (observed.get("guest_dom0s") or {}).get(slot) or {}
     return {
         "slot": slot,

@@ -52,10 +52,10 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
         "problems": [],
     }
 
-    direction, problem = _direction(existing, slots, settings)
-    if problem:
-        plan["problems"].append(problem)
-        plan["reason"] = problem["message"]
+    direction = _direction(existing, slots, settings)
+    if isinstance(direction, dict):
+        plan["problems"].append(direction)
+        plan["reason"] = direction["message"]
         return plan
     source, destination = slots[direction[0]], slots[direction[1]]
     plan["source"] = public_view(source, observed)
@@ -136,39 +136,41 @@ def describe(plan: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _direction(existing, slots, settings):
-    """Return ((source slot, destination slot), problem), one of them None."""
+def _direction(
+    existing: list[str], slots: dict[str, dict[str, Any]], settings: dict[str, Any]
+) -> tuple[str, str] | dict[str, Any]:
+    """Return the source's and the destination's slot, or the problem that keeps them from being known."""
     wanted = settings.get("destination_slot")
     if not existing:
         names = " or ".join(slots[slot]["name"] for slot in SLOTS)
-        return None, new_problem(
+        return new_problem(
             "host VM", f"no host VM runs (neither {names})", "start the first one: playbooks/host_vm.yml"
         )
     if len(existing) == 1:
         source = existing[0]
         destination = next(slot for slot in SLOTS if slot != source)
         if wanted and wanted != destination:
-            return None, new_problem(
+            return new_problem(
                 "direction",
                 f"vmbeam_destination_slot is {wanted}, the slot of {slots[source]['name']}, which is to be replaced",
                 "leave vmbeam_destination_slot unset",
             )
-        return (source, destination), None
+        return source, destination
     if wanted:
-        return (next(slot for slot in SLOTS if slot != wanted), wanted), None
+        return next(slot for slot in SLOTS if slot != wanted), wanted
     generations = {slot: slots[slot]["generation"] for slot in SLOTS}
     if None in generations.values() or generations["a"] == generations["b"]:
         seen = ", ".join(f"{slots[slot]['name']}: {or_unknown(generations[slot])}" for slot in SLOTS)
-        return None, new_problem(
+        return new_problem(
             "direction",
             f"both slots are in use, and the generations do not tell which host VM is newer ({seen})",
             "set vmbeam_destination_slot to the slot that the guests shall end in",
         )
     newer = max(SLOTS, key=lambda slot: generations[slot])
-    return (next(slot for slot in SLOTS if slot != newer), newer), None
+    return next(slot for slot in SLOTS if slot != newer), newer
 
 
-def _must_recreate(source, destination, observed) -> bool:
+def _must_recreate(source: dict[str, Any], destination: dict[str, Any], observed: dict[str, Any]) -> bool:
     """Return whether a destination that does not answer is to be replaced by a new one.
 
     That is safe only if no guest can be in it: the run that started it left its list of guests,
@@ -195,7 +197,7 @@ def _guest_view(guest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _guest_steps(source, destination, settings) -> list[dict[str, Any]]:
+def _guest_steps(source: dict[str, Any], destination: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Return every guest of both host VMs with its place and what is left to do with it.
 
     guest_migrate judges copies that a cut migration left, so they are steps like any other.
@@ -216,13 +218,13 @@ def _guest_steps(source, destination, settings) -> list[dict[str, Any]]:
     return steps
 
 
-def _idle_disks(source, guests) -> list[dict[str, Any]]:
+def _idle_disks(source: dict[str, Any], guests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the source's disks that no running guest uses; they follow, so that it can be started later."""
     used = {disk.get("id") for guest in guests for disk in guest["disks"]}
     return [{"id": disk["id"], "path": disk.get("path")} for disk in source["disks"] if disk["id"] not in used]
 
 
-def _steps(plan) -> list[str]:
+def _steps(plan: dict[str, Any]) -> list[str]:
     source, destination = plan["source"]["name"], plan["destination"]["name"]
     generation = plan["destination"]["generation"]
     steps = []

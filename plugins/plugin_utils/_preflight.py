@@ -16,7 +16,13 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm import Spec
 UNMOVABLE_STATES = ("paused", "shutdown", "suspended", "crashed", "dying")
 
 
-def plan_problems(plan, source, destination, observed, settings) -> list[dict[str, Any]]:
+def plan_problems(
+    plan: dict[str, Any],
+    source: dict[str, Any],
+    destination: dict[str, Any],
+    observed: dict[str, Any],
+    settings: dict[str, Any],
+) -> list[dict[str, Any]]:
     """Return the problems of a plan. `source` and `destination` are views of the slots (slot_view)."""
     problems = []
     if not source["reachable"]:
@@ -91,7 +97,13 @@ def guest_footprint_mb(guest: dict[str, Any]) -> int:
     return memory + vcpus + -(-memory // 128) + (16 if guest.get("type") == "hvm" else 1)
 
 
-def _start_problems(plan, source, destination, observed, settings) -> list[dict[str, Any]]:
+def _start_problems(
+    plan: dict[str, Any],
+    source: dict[str, Any],
+    destination: dict[str, Any],
+    observed: dict[str, Any],
+    settings: dict[str, Any],
+) -> list[dict[str, Any]]:
     """Return what keeps the destination host VM from being started."""
     problems = []
     name = destination["name"]
@@ -168,7 +180,13 @@ def _start_problems(plan, source, destination, observed, settings) -> list[dict[
     return problems
 
 
-def _guest_problems(guest, source, destination, observed, settings) -> list[dict[str, Any]]:
+def _guest_problems(
+    guest: dict[str, Any],
+    source: dict[str, Any],
+    destination: dict[str, Any],
+    observed: dict[str, Any],
+    settings: dict[str, Any],
+) -> list[dict[str, Any]]:
     problems = []
     name = guest["name"]
     if guest["step"] != "move":
@@ -232,7 +250,7 @@ def _shortage(what: str, needed: int, available: int, unit: str, message: str, f
     return dict(new_problem(what, text, fix), needed=needed, available=available, missing=missing, unit=unit)
 
 
-def _version(text) -> tuple[int, ...] | None:
+def _version(text: Any) -> tuple[int, ...] | None:
     """Return Xen's major and minor version as numbers, None if `text` has none."""
     match = re.match(r"(\d+)\.(\d+)", str(text or ""))
     return tuple(int(part) for part in match.groups()) if match else None

@@ -87,6 +87,7 @@ def record_run(
     is how many runs the history keeps.
     """
     history = list(state.get("history") or [])
+    run: dict[str, Any] | None
     if report is None:
         run = {
             "started": _iso(started),
