@@ -1,0 +1,216 @@
+"""The lab's commands; each is a make target of the same name (``lab-up`` ...)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+from . import build, cache, inventory, paths, phases, topology
+from .errors import BootTimeout, LabError
+from .machine import Emulated
+from .phases import phase, say
+from .shell import run
+
+#: How long one cold boot of host hypervisor and host dom0 may take, in seconds. A quarter of
+#: a minute to two minutes are usual; the bound is for a machine under other load.
+BOOT_TIMEOUT = 420
+#: How often a boot that hangs is tried again. Each retry is counted and printed.
+BOOT_RETRIES = 2
+PLAYBOOK_TIMEOUT = 2400
+
+
+def _playbook(name: str, *arguments: str) -> None:
+    """Run one of the lab's playbooks on the running machines, its output to ours."""
+    argv = ["ansible-playbook", "-i", str(paths.INVENTORY), str(paths.LAB / "playbooks" / name), *arguments]
+    code = os.spawnvp(os.P_WAIT, argv[0], argv)
+    if code:
+        raise LabError(f"{name}: ansible-playbook ended with {code}; lab-logs collects what there is")
+
+
+class Lab:
+    """The machines chosen on the command line, and what they are made of."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.topology = topology.load(options.topology)
+        self.machines = self.topology.select(options.machine)
+        self.options = options
+        self._artefacts: build.Artefacts | None = None
+
+    @property
+    def artefacts(self) -> build.Artefacts:
+        if self._artefacts is None:
+            self._artefacts = build.build(self.topology, self.machines)
+        return self._artefacts
+
+    def emulated(self) -> list[Emulated]:
+        """Return the machines with the artefacts they were, or will be, started from."""
+        return [Emulated(machine, self.artefacts.qemu, self.artefacts.key) for machine in self.machines]
+
+    def running_only(self) -> list[Emulated]:
+        """Return the machines without building anything: for commands that only look."""
+        key = build.ssh_key()
+        return [Emulated(machine, pathlib.Path("/nonexistent"), key) for machine in self.machines]
+
+    # --- commands ------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Build images and tools, boot nothing."""
+        print(json.dumps({name: {k: str(v) for k, v in d.items()} for name, d in self.artefacts.disks.items()}))
+
+    def up(self) -> None:
+        """Boot the machines, with a host VM in slot a and its guests; from a snapshot if there is one."""
+        self.options.cold = self.options.cold or os.environ.get("VMBEAM_LAB_COLD") == "1"
+        machines = self.emulated()
+        inventory.write(self.topology, self.machines, self.artefacts.key, self.artefacts.golden_sha256)
+        key = cache.digest(self.artefacts.digest(), paths.LAB / "playbooks", paths.REPOSITORY / "roles" / "host_vm", self._shape())
+        saved = None if self.options.cold else cache.lookup("booted", key)
+        for emulated in machines:
+            emulated.remove()
+        if saved:
+            with phase("restore the booted lab"):
+                for emulated in machines:
+                    self._load(emulated, saved)
+            return
+        for emulated in machines:
+            self._boot(emulated)
+        if self.options.hosts_only:
+            return
+        with phase("host VMs and guests"):
+            _playbook("up.yml")
+        if self.options.cold:
+            return
+        with phase("save the booted lab"):
+            cache.once("booted", key, lambda entry: [self._store(e, entry) for e in machines] and None)
+
+    def _shape(self) -> str:
+        return repr(self.machines)
+
+    def _boot(self, emulated: Emulated) -> None:
+        name = emulated.machine.name
+        for attempt in range(BOOT_RETRIES + 1):
+            emulated.create_disks(self.artefacts.disks[name])
+            try:
+                with phase(f"{name}: boot host hypervisor and host dom0"):
+                    emulated.start()
+                    emulated.wait_for_ssh(BOOT_TIMEOUT)
+                return
+            except BootTimeout as exc:
+                emulated.stop()
+                if attempt == BOOT_RETRIES:
+                    raise
+                say(f"{name}: BOOT RETRY {attempt + 1} of {BOOT_RETRIES}: {exc}")
+                phases.record(f"{name}: boot retry {attempt + 1}", 0, "retry")
+
+    def _store(self, emulated: Emulated, entry: pathlib.Path) -> None:
+        """Save a running machine into `entry` and let it go on."""
+        emulated.execute("stop")
+        try:
+            emulated.save("booted")
+            for name in ("system", "data"):
+                run(
+                    ["cp", "--sparse=always", "--reflink=auto", emulated.directory / f"{name}.qcow2",
+                     entry / f"{emulated.machine.name}-{name}.qcow2"],
+                    timeout=600,
+                )
+        finally:
+            emulated.execute("cont")
+
+    def _load(self, emulated: Emulated, entry: pathlib.Path) -> None:
+        emulated.directory.mkdir(parents=True, exist_ok=True)
+        for name in ("system", "data"):
+            run(
+                ["cp", "--sparse=always", "--reflink=auto", entry / f"{emulated.machine.name}-{name}.qcow2",
+                 emulated.directory / f"{name}.qcow2"],
+                timeout=600,
+            )
+        emulated.start(snapshot="booted")
+        emulated.wait_for_ssh(BOOT_TIMEOUT)
+
+    def down(self) -> None:
+        """End the machines and delete their disks; caches stay."""
+        for emulated in self.running_only():
+            say(f"{emulated.machine.name}: {'stopped' if emulated.pid() else 'was not running'}")
+            emulated.remove()
+
+    def status(self) -> None:
+        """Show the machines, their host VMs and the recorded phases."""
+        for emulated in self.running_only():
+            name = emulated.machine.name
+            if not emulated.pid():
+                print(f"{name}: down")
+                continue
+            print(f"{name}: up, QEMU pid {emulated.pid()}, ssh -p {emulated.machine.ssh_port} root@127.0.0.1")
+            print(emulated.ssh("xl", "list", timeout=60))
+        print(phases.table())
+
+    def console(self) -> None:
+        """Follow a machine's console, or that of a host VM (--host-vm m1-a)."""
+        emulated = self.running_only()[0]
+        if self.options.host_vm:
+            argv = emulated.ssh_command("tail", "-n", "40", "-F", f"/var/log/xen/vmbeam/{self.options.host_vm}.console")
+        else:
+            argv = ["tail", "-n", "40", "-F", str(emulated.console)]
+        os.execvp(argv[0], argv)
+
+    def save(self) -> None:
+        """Save the running machines under --tag, to return to with restore."""
+        for emulated in self.running_only():
+            with phase(f"{emulated.machine.name}: save {self.options.tag}"):
+                emulated.save(self.options.tag)
+
+    def restore(self) -> None:
+        """Return the machines to the state saved under --tag, in a fresh QEMU."""
+        for emulated in self.emulated():
+            with phase(f"{emulated.machine.name}: restore {self.options.tag}"):
+                emulated.stop()
+                emulated.start(snapshot=self.options.tag)
+                emulated.wait_for_ssh(BOOT_TIMEOUT)
+
+    def logs(self) -> None:
+        """Collect consoles, xl and hypervisor logs below .lab/logs."""
+        shutil.rmtree(paths.LOGS, ignore_errors=True)
+        for emulated in self.running_only():
+            target = paths.LOGS / emulated.machine.name
+            target.mkdir(parents=True)
+            for log in emulated.directory.glob("*.log"):
+                shutil.copy(log, target)
+            if emulated.pid():
+                for file, words in {
+                    "xl-dmesg": ["xl", "dmesg"],
+                    "xl-list": ["xl", "list", "-v"],
+                    "journal": ["journalctl", "-b", "--no-pager"],
+                    "var-log-xen": ["tail", "-n", "200", "-v", "/var/log/xen/*.log", "/var/log/xen/vmbeam/*"],
+                }.items():
+                    try:
+                        (target / f"{file}.txt").write_text(emulated.ssh(*words, timeout=120))
+                    except LabError as exc:
+                        (target / f"{file}.txt").write_text(f"not collected: {exc}\n")
+            say(f"logs in {target}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="lab", description=__doc__)
+    parser.add_argument("--topology", type=pathlib.Path, default=paths.LAB / "topology.yml")
+    parser.add_argument("--machine", action="append", help="a machine of the topology (default: its default_machines)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("build", "up", "down", "status", "console", "save", "restore", "logs"):
+        command = commands.add_parser(name, help=getattr(Lab, name).__doc__)
+        if name == "up":
+            command.add_argument("--cold", action="store_true", help="do not use a saved boot, and save none")
+            command.add_argument("--hosts-only", action="store_true", help="boot host dom0s, no host VM")
+        if name == "console":
+            command.add_argument("--host-vm", help="name of a host VM, e.g. m1-a")
+        if name in ("save", "restore"):
+            command.add_argument("--tag", default="saved", help="name of the saved state")
+    options = parser.parse_args(argv)
+    try:
+        getattr(Lab(options), options.command)()
+    except LabError as exc:
+        print(f"lab: {exc}", file=sys.stderr)
+        return 1
+    return 0

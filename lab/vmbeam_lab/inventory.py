@@ -1,0 +1,98 @@
+"""The inventory of the lab, as Ansible uses it on any fleet."""
+
+from __future__ import annotations
+
+import pathlib
+
+import yaml
+
+from . import paths
+from .topology import Machine, Topology
+
+_SSH_OPTIONS = (
+    "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR "
+    # Handshakes are the dearest part of SSH under emulation: keep connections.
+    "-o ControlMaster=auto -o ControlPersist=600 -o ConnectTimeout=30 "
+    "-o ServerAliveInterval=30 -o ServerAliveCountMax=10"
+)
+
+
+def slot_name(machine: Machine, slot: str) -> str:
+    """Return the name of the host VM in `slot`: domain, host name and inventory host."""
+    return f"{machine.name}-{slot}"
+
+
+def disk_ids(guest_name: str, guest_type: str) -> list[str]:
+    """Return the ids of a lab guest's disks, in the order of its devices."""
+    return [f"{guest_name}-root", f"{guest_name}-data"] if guest_type == "hvm" else [f"{guest_name}-data"]
+
+
+def write(topology: Topology, machines: list[Machine], key: pathlib.Path, image_sha256: str) -> pathlib.Path:
+    """Write the inventory of `machines` and return its path."""
+    hosts: dict = {}
+    guest_dom0s: dict = {}
+    for machine in machines:
+        hosts[machine.name] = {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": machine.ssh_port,
+            "vmbeam_host_vm_memory_mb": machine.host_vm_memory_mb,
+            "vmbeam_host_vm_vcpus": machine.host_vm_vcpus,
+            "vmbeam_slots": {
+                slot: {
+                    "name": slot_name(machine, slot),
+                    "address": f"{entry.address}/{topology.prefix}",
+                    "gateway": topology.gateway,
+                    "mac": entry.mac,
+                    "cpus": entry.cpus,
+                }
+                for slot, entry in machine.slots.items()
+            },
+            "vmbeam_guest_probes": {
+                guest.name: {"url": f"http://{guest.address}/status"} for guest in machine.guests.values()
+            },
+            "lab_guests": [
+                {
+                    "name": guest.name,
+                    "type": guest.type,
+                    "memory_mb": guest.memory_mb,
+                    "vcpus": guest.vcpus,
+                    "address": guest.address,
+                    "prefix": topology.prefix,
+                    "gateway": topology.gateway,
+                    "mac": guest.mac,
+                    "disks": disk_ids(guest.name, guest.type),
+                    "url": f"http://127.0.0.1:{guest.http_port}/status",
+                }
+                for guest in machine.guests.values()
+            ],
+        }
+        jump = (
+            f"ssh -i {key} -p {machine.ssh_port} -o StrictHostKeyChecking=no "
+            "-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -W %h:%p root@127.0.0.1"
+        )
+        for slot, entry in machine.slots.items():
+            guest_dom0s[slot_name(machine, slot)] = {
+                "ansible_host": entry.address,
+                "ansible_ssh_common_args": f"-o ProxyCommand='{jump}' {_SSH_OPTIONS}",
+            }
+    document = {
+        "all": {
+            "vars": {
+                "ansible_user": "root",
+                "ansible_ssh_private_key_file": str(key),
+                "ansible_ssh_common_args": _SSH_OPTIONS,
+                "ansible_python_interpreter": "/usr/bin/python3",
+                "ansible_ssh_timeout": 60,
+                "vmbeam_guest_hypervisor_image": "/var/lib/vmbeam/images/guest-hypervisor.raw",
+                "lab_guest_hypervisor_image_sha256": image_sha256,
+                "lab_public_key": key.with_suffix(".pub").read_text().strip(),
+            },
+            "children": {
+                "vmbeam_hosts": {"hosts": hosts},
+                "vmbeam_guest_dom0s": {"hosts": guest_dom0s},
+            },
+        }
+    }
+    paths.INVENTORY.parent.mkdir(parents=True, exist_ok=True)
+    paths.INVENTORY.write_text("# Written by the lab; a change is lost.\n" + yaml.safe_dump(document, sort_keys=False))
+    return paths.INVENTORY

@@ -1,0 +1,74 @@
+"""Run commands: bounded, logged, with the tail of the log in the error."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import typing
+
+from .errors import LabError
+
+
+def tail(path: pathlib.Path, lines: int = 40) -> str:
+    """Return the last `lines` lines of a log that may hold any bytes."""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, handle.tell() - 200 * lines))
+            data = handle.read()
+    except OSError as exc:
+        return f"({exc})"
+    return "\n".join(data.decode(errors="replace").splitlines()[-lines:])
+
+
+def run(
+    argv: typing.Sequence[str | pathlib.Path],
+    *,
+    timeout: float,
+    log: pathlib.Path | None = None,
+    cwd: pathlib.Path | None = None,
+    env: dict[str, str] | None = None,
+) -> str:
+    """Run `argv` and return its output; with `log`, append output to that file instead.
+
+    The command gets its own process group, which is ended as a whole when
+    `timeout` (seconds) is over.
+
+    :raises LabError: it could not be started, failed, or took too long
+    """
+    words = [str(word) for word in argv]
+    sink: typing.Any = subprocess.PIPE
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        sink = open(log, "ab")
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise LabError(f"{words[0]}: {exc}") from exc
+    finally:
+        if log:
+            sink.close()
+    try:
+        output = process.communicate(timeout=timeout)[0]
+    except BaseException as exc:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(exc, subprocess.TimeoutExpired):
+            shown = tail(log) if log else (exc.output or b"").decode(errors="replace")[-4000:]
+            raise LabError(f"{' '.join(words)}: not done after {timeout:.0f} s\n{shown}") from exc
+        raise
+    text = output.decode(errors="replace") if output else ""
+    if process.returncode:
+        shown = tail(log) if log else "\n".join(text.splitlines()[-40:])
+        raise LabError(f"{' '.join(words)}: exit status {process.returncode}\n{shown}")
+    return text
