@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     CommandError,
@@ -109,7 +109,7 @@ def run(argv: Sequence[str], timeout: float) -> Result:
             f"{' '.join(list(argv)[:3])} did not end within {timeout:g} s and was ended.",
             cmd=list(argv),
             timeout=timeout,
-            stderr=_rest(process.stderr),
+            stderr=_text(exc.stderr or b""),
         ) from exc
     except BaseException:
         end(process)
@@ -119,14 +119,3 @@ def run(argv: Sequence[str], timeout: float) -> Result:
 
 def _text(raw: bytes) -> str:
     return raw.decode(errors="replace")
-
-
-def _rest(stream: IO[bytes] | None) -> str:
-    """What is left in a pipe, without waiting for others that may hold it open."""
-    if stream is None:
-        return ""
-    os.set_blocking(stream.fileno(), False)
-    try:
-        return _text(stream.read() or b"")
-    except (OSError, ValueError):
-        return ""

@@ -1,0 +1,74 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""That what is written in several places agrees."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils import basic
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
+
+
+def test_action_group_has_all_modules():
+    runtime = yaml.safe_load((ROOT / "meta" / "runtime.yml").read_text())
+    assert sorted(runtime["action_groups"]["all"]) == MODULES
+
+
+def option(text: dict[str, Any]) -> dict[str, Any]:
+    """What an option of DOCUMENTATION says that its argument_spec says too."""
+    result = {key: text[key] for key in ("type", "choices", "default", "elements", "required") if key in text}
+    if "suboptions" in text:
+        result["options"] = {name: option(inner) for name, inner in text["suboptions"].items()}
+    return result
+
+
+def argument(spec: dict[str, Any]) -> dict[str, Any]:
+    result = {key: value for key, value in spec.items() if key not in ("no_log", "options")}
+    if "options" in spec:
+        result["options"] = {name: argument(inner) for name, inner in spec["options"].items()}
+    return result
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_documentation_is_the_argument_spec(name, monkeypatch):
+    module = importlib.import_module(f"ansible_collections.vmbeam.xen.plugins.modules.{name}")
+    seen = {}
+
+    class Stop(Exception):
+        pass
+
+    def capture(**arguments):
+        seen.update(arguments)
+        raise Stop
+
+    monkeypatch.setattr(module, "AnsibleModule", capture)
+    with pytest.raises(Stop):
+        module.main()
+    assert basic.AnsibleModule is not capture
+    written = yaml.safe_load(module.DOCUMENTATION)
+    assert written["module"] == name
+    assert {key: option(text) for key, text in written["options"].items()} == {
+        key: argument(spec) for key, spec in seen["argument_spec"].items()
+    }
+    assert seen["supports_check_mode"] is True
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_and_returns_are_complete(name):
+    module = importlib.import_module(f"ansible_collections.vmbeam.xen.plugins.modules.{name}")
+    known = yaml.safe_load(module.DOCUMENTATION)["options"]
+    for example in yaml.safe_load(module.EXAMPLES):
+        arguments = example.get(f"vmbeam.xen.{name}", {}) or {}
+        assert set(arguments) <= set(known)
+    for key, value in yaml.safe_load(module.RETURN).items():
+        assert value["description"], key
+        assert "sample" in value, key
+        assert value["returned"], key
