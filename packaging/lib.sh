@@ -26,6 +26,12 @@ require_root() {
   [ "$(id -u)" = 0 ] || die "run me as root: I create and enter a chroot"
 }
 
+# Sets $scratch to an empty directory that vanishes when the script ends.
+make_scratch() {
+  scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/vmbeam-packaging.XXXXXX")
+  trap 'rm -rf "$scratch"' EXIT
+}
+
 # hash_of: a short digest of stdin, for names in the cache.
 hash_of() { sha256sum | cut -c1-16; }
 
@@ -121,27 +127,27 @@ source_dir() {
 
 # in_chroot WORK COMMAND...: runs it in a throw-away copy of the root, without
 # network, with the directory WORK at /work.  All mounts are private to the
-# call, and its processes end with it.
+# call, and its processes end with the caller.
 in_chroot() {
-  local work=$1 lower overlay status=0
+  local work=$1 overlay status=0
   shift
-  lower=$(chroot_dir)
-  overlay=$(mktemp -d "${TMPDIR:-/var/tmp}/vmbeam-chroot.XXXXXX")
-  mkdir "$overlay/upper" "$overlay/scratch" "$overlay/root"
+  overlay=$(mktemp -d "$scratch/chroot.XXXXXX")
+  mkdir "$overlay/upper" "$overlay/work" "$overlay/root"
   # shellcheck disable=SC2016 # expanded by the inner shell
-  unshare --mount --pid --net --fork --kill-child sh -euc '
+  setpriv --pdeathsig KILL \
+    unshare --mount --propagation slave --pid --net --fork --kill-child sh -euc '
     lower=$1 overlay=$2 work=$3
     shift 3
     root=$overlay/root
     mount -t overlay overlay "$root" \
-      -o "lowerdir=$lower,upperdir=$overlay/upper,workdir=$overlay/scratch"
+      -o "lowerdir=$lower,upperdir=$overlay/upper,workdir=$overlay/work"
     mkdir -p "$root/work"
     mount --bind "$work" "$root/work"
     mount -t proc proc "$root/proc"
     mount --rbind /dev "$root/dev"
     exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
       HOME=/nonexistent LC_ALL=C.UTF-8 "$@"
-  ' sh "$lower" "$overlay" "$work" "$@" || status=$?
+  ' sh "$(chroot_dir)" "$overlay" "$work" "$@" || status=$?
   rm -rf "$overlay"
   return "$status"
 }
