@@ -20,7 +20,8 @@ def recovery(
     """Return what to undo, from a new observation of the machine.
 
     `in_flight` are the guests whose migration gave no result: it may still be at work, so nothing of
-    theirs is touched. The result holds
+    theirs is touched. For the same reason a run that found its destination running undoes nothing:
+    a migration of the run that was cut may still be at work. The result holds
 
     - guests: [{name, location, state}], location one of source, destination, both, nowhere and unknown
     - unpause: [{slot_name, name}], sole copies that were left paused
@@ -33,14 +34,15 @@ def recovery(
     copies = copies_by_guest(source, destination)
     attached = {disk["id"] for disk in destination["disks"]}
     result: dict[str, Any] = {"guests": [], "unpause": [], "detach": []}
-    all_at_source = bool(source["reachable"])
+    ours = bool(plan["destination"]["start"])
+    all_at_source = ours and bool(source["reachable"])
 
     for guest in plan["guests"]:
         name = guest["name"]
         found = copies.get(name)
         location, state = _whereabouts(found, source, destination)
         result["guests"].append({"name": name, "location": location, "state": state})
-        untouched = location == "source" and name not in in_flight and found is not None and found.settled
+        untouched = ours and location == "source" and name not in in_flight and found is not None and found.settled
         all_at_source = all_at_source and untouched and state in (*LIVE_STATES, "paused")
         if untouched and state == "paused":
             result["unpause"].append({"slot_name": source["name"], "name": name})

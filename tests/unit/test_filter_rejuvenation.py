@@ -379,6 +379,13 @@ class TestRecovery:
         assert result["unpause"] == []
         assert result["detach"] == []
 
+    def test_resumed_run_undoes_nothing(self):
+        observed = observe_both(dom0(guest("web1", state="paused")), dom0())
+        result = FILTERS["rejuvenation_recovery"](plan(observed), observed, SETTINGS, [])
+        assert not result["destroy_destination"]
+        assert result["unpause"] == []
+        assert result["detach"] == []
+
     def test_sole_copy_that_is_paused_goes_on(self):
         result = self.recover(observe_both(dom0(guest("web1", state="paused")), dom0()))
         assert result["unpause"] == [{"slot_name": "m1-a", "name": "web1"}]
