@@ -32,6 +32,14 @@ make_scratch() {
   trap 'rm -rf "$scratch"' EXIT
 }
 
+# lock NAME: waits until no other process has the lock of that name, and keeps
+# it until this (sub)shell ends.
+lock() {
+  mkdir -p "$cache_dir/locks"
+  exec {lock_descriptor}>"$cache_dir/locks/$1"
+  flock "$lock_descriptor"
+}
+
 # hash_of: a short digest of stdin, for names in the cache.
 hash_of() { sha256sum | cut -c1-16; }
 
@@ -78,9 +86,10 @@ key() {
 # The directory of a pristine root of the target release with all build
 # dependencies, created on first use.  Never written to afterwards: builds work
 # in an overlay above it.
-chroot_dir() {
+chroot_dir() (
   local dir temporary
   dir=$cache_dir/chroots/$(printf '%s\n' "$SUITE" "${BUILD_DEPENDS[@]}" | hash_of)
+  lock chroot
   if [ ! -d "$dir" ]; then
     require_root
     require mmdebstrap:mmdebstrap
@@ -103,12 +112,13 @@ chroot_dir() {
     say "root ready"
   fi
   printf '%s\n' "$dir"
-}
+)
 
 # The directory that holds the verified source package.
-source_dir() {
+source_dir() (
   local dir file hash url dsc=xen_$XEN_VERSION.dsc
   dir=$cache_dir/sources/xen_$XEN_VERSION
+  lock source
   mkdir -p "$dir"
   fetch() { # FILE SHA256
     [ -f "$dir/$1" ] && printf '%s  %s\n' "$2" "$dir/$1" | sha256sum --quiet -c - 2>/dev/null && return
@@ -123,7 +133,7 @@ source_dir() {
     fetch "$file" "$hash"
   done < <(sed -n '/^Checksums-Sha256:/,/^[^ ]/s/^ //p' "$dir/$dsc")
   printf '%s\n' "$dir"
-}
+)
 
 # in_chroot WORK COMMAND...: runs it in a throw-away copy of the root, without
 # network, with the directory WORK at /work.  All mounts are private to the
