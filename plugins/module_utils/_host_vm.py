@@ -20,6 +20,7 @@ from typing import Any
 from ansible_collections.vmbeam.xen.plugins.module_utils import _config, _process
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     CommandError,
+    CommandTimeout,
     Conflict,
     InvalidInput,
     NotFound,
@@ -164,8 +165,13 @@ class HostVms:
         return domain, record
 
     def describe(self, name: str, domain: Domain | None, record: Record | None) -> dict[str, Any]:
-        """The host VM as modules return it."""
-        disks = guest_disks(self._xl.drives(domain.domid)) if domain and domain.live else {}
+        """The host VM as modules return it; disks is null if its device model does not answer."""
+        disks: dict[str, str] | None = {}
+        if domain:
+            try:
+                disks = guest_disks(self._xl.drives(domain.domid))
+            except (CommandError, CommandTimeout):
+                disks = None
         return {
             "name": name,
             "domid": domain.domid if domain else None,
@@ -176,7 +182,7 @@ class HostVms:
             "generation": record.generation if record else None,
             "created": record.created if record else None,
             "image_sha256": record.image_sha256 if record else None,
-            "disks": [{"id": disk, "path": disks[disk]} for disk in sorted(disks)],
+            "disks": None if disks is None else [{"id": disk, "path": disks[disk]} for disk in sorted(disks)],
         }
 
     def foresee(self, spec: Spec) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def server() -> int:
     with socket.socket(family, kind, protocol) as listener:
         listener.bind(address)
         listener.listen()
-        print(listener.getsockname()[1], flush=True)  # noqa: T201
+        os.write(1, b"%d\n" % listener.getsockname()[1])
         connection = accept(listener, request["token"])
     with connection:
         prepare(connection)
@@ -118,6 +118,4 @@ def client(address: str, command: str, ssh: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "server":
-        sys.exit(server())
-    sys.exit(client(sys.argv[2], sys.argv[3], sys.argv[4:]))
+    raise SystemExit(server() if sys.argv[1] == "server" else client(sys.argv[2], sys.argv[3], sys.argv[4:]))

@@ -130,11 +130,11 @@ class Xl:
         """Resumes a suspended domain.
 
         xl 4.17 has no command for that. But "xl save -c" ends in libxl_domain_resume() whether it
-        can save or not; a suspended guest does not answer the request to suspend, so it takes up
-        to a minute and the exit code says nothing. The caller looks at the domain's state.
+        can save or not; a suspended guest does not answer the request to suspend, so it takes a
+        minute and more, and the exit code says nothing. The caller looks at the domain's state.
         """
         with suppress(CommandError):
-            self.xl("save", "-c", str(domid), "/dev/null", timeout=300.0)
+            self.xl("save", "-c", str(domid), "/dev/null", timeout=1800.0)
 
     def monitor(self, domid: int, command: str) -> str:
         """Gives a command to the monitor of a domain's QEMU and returns what it prints.

@@ -59,8 +59,8 @@ options:
     default: []
   timeout:
     description: >-
-      Seconds that the migration may take. After that it is broken off and the guest runs on at the source, for which
-      xl may need some more minutes.
+      Seconds that the migration may take. After that it is broken off and the guest runs on at the source. xl may
+      need some more minutes for that, so allow ten more where the task itself has a limit, such as C(async).
     type: float
     default: 1800
 notes:

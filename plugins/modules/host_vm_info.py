@@ -44,7 +44,7 @@ RETURN = r"""
 host_vms:
   description:
     - The host VMs, by name. One that has a record but no domain has the state V(absent).
-    - Facts that do not apply are null.
+    - Facts that do not apply are null. So are the disks of a host VM whose device model does not answer.
   returned: success
   type: list
   elements: dict

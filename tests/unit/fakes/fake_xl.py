@@ -327,7 +327,7 @@ def main_qemu_monitor_command(arguments):
     if fault("monitor-dead"):
         say("libxl: error: libxl_qmp.c:1399:qmp_ev_fd_callback: Domain 8:Failed to connect to QMP: Connection refused")
         sys.exit(1)
-    verb, _, rest = command.partition(" ")
+    verb, _space, rest = command.partition(" ")
     options = dict(part.split("=", 1) for part in rest.replace("0 if", "if").split(",") if "=" in part)
     name = options.get("id", rest)
     with State() as state:

@@ -359,6 +359,15 @@ def test_info(machine, start, disk, info):
     assert info(name="m1-x")["host_vms"] == []
 
 
+def test_wedged_host_vm_is_seen_and_can_be_removed(machine, start, info, remove):
+    start()
+    machine.fault("monitor-dead")
+    (host_vm,) = info()["host_vms"]
+    assert (host_vm["state"], host_vm["disks"]) == ("running", None)
+    assert remove(graceful=False)["changed"]
+    assert machine.seen("source") == {}
+
+
 def test_info_of_a_host_vm_that_is_gone(machine, start, info):
     start()
     machine.write("source", [])
