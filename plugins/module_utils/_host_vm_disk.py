@@ -84,7 +84,8 @@ class HostVmDisk:
         if seen.attached:
             self._unless_gone(f"device_del {self._name}")
             wait_for(lambda: not self._is_attached(), deadline, f"disk {self._disk} to be unplugged")
-        # QEMU usually drops the drive together with its device.
+        # QEMU drops the drive together with its device, unless no device was ever attached. Dropped
+        # before the device, it would stay behind as a zombie that blocks the id.
         if self.observe() is not None:
             self._unless_gone(f"drive_del {self._name}")
             wait_for(lambda: self.observe() is None, deadline, f"the drive of disk {self._disk} to be closed")

@@ -14,6 +14,7 @@ description:
     In the host VM it appears as C(/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_<disk>).
   - A disk may be attached to both host VMs of a machine while its guest moves from one to the other. Then only the
     one in which the guest runs writes to it.
+  - Detaching does not ask the host VM. Detach a disk only after its guest has left, or the guest gets I/O errors.
   - Run it in the host dom0.
 author:
   - vmbeam contributors (@vmbeam)

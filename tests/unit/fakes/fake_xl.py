@@ -339,7 +339,15 @@ def main_qemu_monitor_command(arguments):
                 said += f"\r\n{drive} (#block{number}): {values['path']} (raw)\r\n"
                 if values["attached"]:
                     said += f"    Attached to:      {drive}\r\n"
+                else:
+                    said += "    Removable device: not locked, tray closed\r\n"
                 said += "    Cache mode:       writeback, direct\r\n"
+            # The device goes some time after device_del, and usually takes the drive with it.
+            for drive in [drive for drive, values in drives.items() if values.pop("going", False)]:
+                if fault("drive-stays"):
+                    drives[drive]["attached"] = False
+                else:
+                    del drives[drive]
         elif verb == "drive_add":
             said = "OK\r\n"
             if fault("drive-add-refused"):
@@ -358,11 +366,10 @@ def main_qemu_monitor_command(arguments):
             said = ""
             if name not in drives:
                 said = f"Error: Device '{name}' not found\r\n"
-            elif fault("drive-stays"):
-                drives[name]["attached"] = False
             elif not fault("device-del-ignored"):
-                del drives[name]
+                drives[name]["going"] = True
         elif verb == "drive_del":
+            assert not drives.get(name, {}).get("attached"), "QEMU would keep a zombie"
             said = "" if drives.pop(name, None) else f"Error: Device '{name}' not found\r\n"
         else:
             said = f"unknown command: '{verb}'\r\n"

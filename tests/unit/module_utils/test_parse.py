@@ -183,6 +183,7 @@ vmbeam-web1-root (#block901): /dev/vg0/web1-root (raw)\r
     Cache mode:       writeback, direct\r
 \r
 vmbeam-web1-data (#block955): /srv/web1 (old).raw (raw, read-only)\r
+    Removable device: not locked, tray closed\r
     Cache mode:       writeback, direct\r
 """
 
