@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import json
 import pathlib
+import shutil
+import sys
 
 from . import cache, emulator, images, paths
 from .inventory import disk_ids
 from .phases import phase
 from .shell import run
 from .topology import Machine, Topology
-
-_GUEST_DISK_DIRECTORY = "guests"
-
 
 @dataclasses.dataclass(frozen=True)
 class Artefacts:
@@ -22,14 +21,11 @@ class Artefacts:
     qemu: pathlib.Path  #: directory of the QEMU programs
     key: pathlib.Path  #: private SSH key for the dom0s
     disks: dict[str, dict[str, pathlib.Path]]  #: machine -> {"system": raw, "data": raw}
-    golden_sha256: str  #: of the guest hypervisor's golden image
+    guests: dict[str, pathlib.Path]  #: machine -> directory with its guests' xl files
 
     def digest(self) -> str:
         """Return what identifies a lab that was booted from these."""
-        return cache.digest(
-            self.qemu.name,
-            {name: {kind: str(path) for kind, path in disks.items()} for name, disks in self.disks.items()},
-        )
+        return cache.digest(self.qemu.name, sorted(str(path) for kinds in self.disks.values() for path in kinds.values()))
 
 
 def ssh_key() -> pathlib.Path:
@@ -44,81 +40,68 @@ def ssh_key() -> pathlib.Path:
     return cache.once("ssh", "lab", make) / "id_ed25519"
 
 
-def _sha256(path: pathlib.Path) -> str:
-    beside = path.with_suffix(".sha256")
-    if not beside.exists():
-        with open(path, "rb") as handle:
-            beside.write_text(hashlib.file_digest(handle, "sha256").hexdigest())
-    return beside.read_text()
-
-
 def build(topology: Topology, machines: list[Machine]) -> Artefacts:
     """Build, or take from the cache, what `machines` boot from."""
     key = ssh_key()
     with phase("emulator"):
         qemu = emulator.build()
     with phase("xen packages"):
-        repository = pathlib.Path(
-            run([paths.REPOSITORY / "packaging" / "build"], timeout=3600).splitlines()[-1]
-        )
+        log = paths.STATE / "packages.log"
+        repository = pathlib.Path(run([paths.REPOSITORY / "packaging" / "build"], timeout=3600, errors=log).splitlines()[-1])
     with phase("base system"):
         base = images.base()
-    with phase("guest images"):
-        guests = _guest_files(base)
+    with phase("guests' kernel and initramfs"):
+        boot = _guest_boot(base)
     roles = paths.REPOSITORY / "roles"
+    common = [repository.name, roles / "hypervisor_common", images.PLAYBOOKS / "dom0.yml", images.PLAYBOOKS / "vars.yml"]
     with phase("guest hypervisor image"):
         golden = images.disk(
             "host_vm",
-            size_mb=3072,
+            size_mb=2560,
             key=key,
-            inputs=[
-                repository.name,
-                roles / "guest_hypervisor",
-                roles / "xen_packages",
-                images.PLAYBOOKS / "dom0.yml",
-                guests.name,
-            ],
+            inputs=[*common, roles / "guest_hypervisor", images.PLAYBOOKS / "files", boot.name],
             variables={
                 "lab_hostname": "host-vm",
                 "guest_hypervisor_repo": str(repository),
                 "guest_hypervisor_dom0_memory_mb": machines[0].guest_dom0_memory_mb,
-                "lab_guest_boot_files": [str(guests / "vmlinuz"), str(guests / "initramfs.img")],
+                "lab_guest_boot_files": [str(boot / name) for name in ("vmlinux", "initramfs.img")],
             },
         )
-    disks = {}
+    disks, guests = {}, {}
     for machine in machines:
         with phase(f"{machine.name}: disks"):
             system = images.disk(
                 "host",
                 size_mb=4096,
                 key=key,
-                inputs=[
-                    repository.name,
-                    roles / "host_hypervisor",
-                    roles / "xen_packages",
-                    images.PLAYBOOKS / "dom0.yml",
-                ],
+                inputs=[*common, roles / "host_hypervisor"],
                 variables={
                     "lab_hostname": machine.name,
-                    "lab_address": f"{machine.address}/{topology.prefix}",
-                    "lab_gateway": topology.gateway,
+                    "host_hypervisor_bridge": {
+                        "interface": "eth0",
+                        "name": "xenbr0",
+                        "addresses": [f"{machine.address}/{topology.prefix}"],
+                        "gateway": topology.gateway,
+                    },
                     "host_hypervisor_repo": str(repository),
                     "host_hypervisor_dom0_memory_mb": machine.host_dom0_memory_mb,
                 },
             )
+            guests[machine.name] = _guest_disks(topology, machine, boot)
             files: dict[str, pathlib.Path | str] = {"images/guest-hypervisor.raw": golden}
             for guest in machine.guests.values():
                 for disk in disk_ids(guest.name, guest.type):
-                    source = "hvm-root.raw" if disk.endswith("-root") else "data.raw"
-                    files[f"{_GUEST_DISK_DIRECTORY}/{disk}.raw"] = guests / source
+                    files[f"guests/{disk}.raw"] = guests[machine.name] / f"{disk}.raw"
             data = images.data_disk(machine.name, files, size_mb=12288, label="vmbeam-data")
             disks[machine.name] = {"system": system, "data": data}
-    return Artefacts(qemu=qemu, key=key, disks=disks, golden_sha256=_sha256(golden))
+    return Artefacts(qemu=qemu, key=key, disks=disks, guests=guests)
 
 
-def _guest_files(base: pathlib.Path) -> pathlib.Path:
-    """Return the directory with the guests' kernel, initramfs and disks."""
-    sources = paths.LAB / "guests"
+_GUESTS = paths.LAB / "guests"
+
+
+def _guest_boot(base: pathlib.Path) -> pathlib.Path:
+    """Return the directory with the kernel and the initramfs that all guests boot."""
 
     def make(entry: pathlib.Path) -> None:
         tree = entry / "tree"
@@ -127,7 +110,40 @@ def _guest_files(base: pathlib.Path) -> pathlib.Path:
             ["tar", "-x", "-f", base, "-C", tree, "--wildcards", "./boot/*", "./usr/lib/modules/*"],
             timeout=300,
         )
-        run([sources / "build", "--root", tree, "--output", entry], timeout=600, log=entry / "build.log")
-        run(["rm", "-rf", tree], timeout=60)
+        run(
+            [sys.executable, _GUESTS / "build", "boot", "--root", tree, "--output", entry],
+            timeout=600,
+            log=entry / "build.log",
+        )
+        shutil.rmtree(tree)
 
-    return cache.once("guests", cache.digest(base.parent.name, sources), make)
+    return cache.once("guest-boot", cache.digest(base.parent.name, _GUESTS), make)
+
+
+def _guest_disks(topology: Topology, machine: Machine, boot: pathlib.Path) -> pathlib.Path:
+    """Return the directory with the disks and xl files of a machine's guests."""
+    described = [
+        {
+            "name": guest.name,
+            "type": guest.type,
+            "memory_mb": guest.memory_mb,
+            "vcpus": guest.vcpus,
+            "mac": guest.mac,
+            "address": guest.address,
+            "prefix": topology.prefix,
+            "gateway": topology.gateway,
+            "memory_writer_mb": guest.memory_writer_mb,
+            "memory_writer_rate": guest.memory_writer_rate,
+        }
+        for guest in machine.guests.values()
+    ]
+
+    def make(entry: pathlib.Path) -> None:
+        (entry / "guests.json").write_text(json.dumps(described))
+        run(
+            [sys.executable, _GUESTS / "build", "guests", "--boot", boot, "--guests", entry / "guests.json", "--output", entry],
+            timeout=300,
+            log=entry / "build.log",
+        )
+
+    return cache.once(f"guests-{machine.name}", cache.digest(boot.name, described, _GUESTS), make)

@@ -20,15 +20,14 @@ from .shell import run
 BOOT_TIMEOUT = 420
 #: How often a boot that hangs is tried again. Each retry is counted and printed.
 BOOT_RETRIES = 2
-PLAYBOOK_TIMEOUT = 2400
 
 
-def _playbook(name: str, *arguments: str) -> None:
-    """Run one of the lab's playbooks on the running machines, its output to ours."""
-    argv = ["ansible-playbook", "-i", str(paths.INVENTORY), str(paths.LAB / "playbooks" / name), *arguments]
+def _playbook(playbook: pathlib.Path, *arguments: str) -> None:
+    """Run a playbook on the running machines, its output to ours."""
+    argv = ["ansible-playbook", "-i", str(paths.INVENTORY), str(playbook), *arguments]
     code = os.spawnvp(os.P_WAIT, argv[0], argv)
     if code:
-        raise LabError(f"{name}: ansible-playbook ended with {code}; lab-logs collects what there is")
+        raise LabError(f"{playbook.name}: ansible-playbook ended with {code}; lab-logs collects what there is")
 
 
 class Lab:
@@ -65,8 +64,8 @@ class Lab:
         """Boot the machines, with a host VM in slot a and its guests; from a snapshot if there is one."""
         self.options.cold = self.options.cold or os.environ.get("VMBEAM_LAB_COLD") == "1"
         machines = self.emulated()
-        inventory.write(self.topology, self.machines, self.artefacts.key, self.artefacts.golden_sha256)
-        key = cache.digest(self.artefacts.digest(), paths.LAB / "playbooks", paths.REPOSITORY / "roles" / "host_vm", self._shape())
+        inventory.write(self.topology, self.machines, self.artefacts.key, self.artefacts.guests)
+        key = cache.digest(self.artefacts.digest(), paths.LAB / "playbooks", paths.REPOSITORY / "roles" / "host_vm", repr(self.machines))
         saved = None if self.options.cold else cache.lookup("booted", key)
         for emulated in machines:
             emulated.remove()
@@ -80,14 +79,11 @@ class Lab:
         if self.options.hosts_only:
             return
         with phase("host VMs and guests"):
-            _playbook("up.yml")
+            _playbook(paths.LAB / "playbooks" / "up.yml")
         if self.options.cold:
             return
         with phase("save the booted lab"):
             cache.once("booted", key, lambda entry: [self._store(e, entry) for e in machines] and None)
-
-    def _shape(self) -> str:
-        return repr(self.machines)
 
     def _boot(self, emulated: Emulated) -> None:
         name = emulated.machine.name
@@ -130,6 +126,16 @@ class Lab:
         emulated.start(snapshot="booted")
         emulated.wait_for_ssh(BOOT_TIMEOUT)
 
+    def demo(self) -> None:
+        """Bring the lab up, show the plan, rejuvenate, and show what happened."""
+        phases.reset()
+        self.up()
+        with phase("plan"):
+            _playbook(paths.REPOSITORY / "playbooks" / "plan.yml")
+        with phase("rejuvenate"):
+            _playbook(paths.REPOSITORY / "playbooks" / "rejuvenate.yml", "-e", "vmbeam_force=true")
+        self.status()
+
     def down(self) -> None:
         """End the machines and delete their disks; caches stay."""
         for emulated in self.running_only():
@@ -148,12 +154,13 @@ class Lab:
         print(phases.table())
 
     def console(self) -> None:
-        """Follow a machine's console, or that of a host VM (--host-vm m1-a)."""
+        """Attach to a machine's console (root, no password), or follow that of a host VM (--host-vm m1-a)."""
         emulated = self.running_only()[0]
         if self.options.host_vm:
             argv = emulated.ssh_command("tail", "-n", "40", "-F", f"/var/log/xen/vmbeam/{self.options.host_vm}.console")
         else:
-            argv = ["tail", "-n", "40", "-F", str(emulated.console)]
+            say("leave with ctrl-]")
+            argv = ["socat", "-,raw,echo=0,escape=0x1d", f"UNIX-CONNECT:{emulated.console_socket}"]
         os.execvp(argv[0], argv)
 
     def save(self) -> None:
@@ -198,9 +205,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--topology", type=pathlib.Path, default=paths.LAB / "topology.yml")
     parser.add_argument("--machine", action="append", help="a machine of the topology (default: its default_machines)")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("build", "up", "down", "status", "console", "save", "restore", "logs"):
+    for name in ("build", "up", "demo", "down", "status", "console", "save", "restore", "logs"):
         command = commands.add_parser(name, help=getattr(Lab, name).__doc__)
-        if name == "up":
+        if name in ("up", "demo"):
             command.add_argument("--cold", action="store_true", help="do not use a saved boot, and save none")
             command.add_argument("--hosts-only", action="store_true", help="boot host dom0s, no host VM")
         if name == "console":

@@ -197,7 +197,7 @@ def disk(
             with _mounted([part], root):
                 run(["tar", "-x", "--numeric-owner", "-f", tarball, "-C", root], timeout=600, log=log)
                 shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
-                (root / "etc" / "fstab").write_text(f"UUID={uuid} / ext4 defaults,noatime 0 1\n")
+                (root / "etc" / "fstab").write_text(f"UUID={uuid} / ext4 rw,noatime 0 0\n")
                 with contextlib.ExitStack() as stack:
                     for argv, where in (
                         (["-t", "tmpfs", "dev"], "dev"),

@@ -27,8 +27,13 @@ def disk_ids(guest_name: str, guest_type: str) -> list[str]:
     return [f"{guest_name}-root", f"{guest_name}-data"] if guest_type == "hvm" else [f"{guest_name}-data"]
 
 
-def write(topology: Topology, machines: list[Machine], key: pathlib.Path, image_sha256: str) -> pathlib.Path:
-    """Write the inventory of `machines` and return its path."""
+def write(
+    topology: Topology, machines: list[Machine], key: pathlib.Path, guests: dict[str, pathlib.Path]
+) -> pathlib.Path:
+    """Write the inventory of `machines` and return its path.
+
+    :param guests: machine -> directory with its guests' xl files
+    """
     hosts: dict = {}
     guest_dom0s: dict = {}
     for machine in machines:
@@ -53,13 +58,7 @@ def write(topology: Topology, machines: list[Machine], key: pathlib.Path, image_
             "lab_guests": [
                 {
                     "name": guest.name,
-                    "type": guest.type,
-                    "memory_mb": guest.memory_mb,
-                    "vcpus": guest.vcpus,
-                    "address": guest.address,
-                    "prefix": topology.prefix,
-                    "gateway": topology.gateway,
-                    "mac": guest.mac,
+                    "config": str(guests[machine.name] / f"{guest.name}.cfg"),
                     "disks": disk_ids(guest.name, guest.type),
                     "url": f"http://127.0.0.1:{guest.http_port}/status",
                 }
@@ -83,9 +82,7 @@ def write(topology: Topology, machines: list[Machine], key: pathlib.Path, image_
                 "ansible_ssh_common_args": _SSH_OPTIONS,
                 "ansible_python_interpreter": "/usr/bin/python3",
                 "ansible_ssh_timeout": 60,
-                "vmbeam_guest_hypervisor_image": "/var/lib/vmbeam/images/guest-hypervisor.raw",
-                "lab_guest_hypervisor_image_sha256": image_sha256,
-                "lab_public_key": key.with_suffix(".pub").read_text().strip(),
+                "vmbeam_authorized_keys": [key.with_suffix(".pub").read_text().strip()],
             },
             "children": {
                 "vmbeam_hosts": {"hosts": hosts},

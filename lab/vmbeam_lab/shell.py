@@ -28,10 +28,14 @@ def run(
     *,
     timeout: float,
     log: pathlib.Path | None = None,
+    errors: pathlib.Path | None = None,
     cwd: pathlib.Path | None = None,
     env: dict[str, str] | None = None,
 ) -> str:
     """Run `argv` and return its output; with `log`, append output to that file instead.
+
+    With `errors`, append what it says on standard error to that file, so that the returned
+    output is what it prints for programs.
 
     The command gets its own process group, which is ended as a whole when
     `timeout` (seconds) is over.
@@ -40,35 +44,38 @@ def run(
     """
     words = [str(word) for word in argv]
     sink: typing.Any = subprocess.PIPE
-    if log:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        sink = open(log, "ab")
+    kept = log or errors
+    handle = None
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(kept, "ab")
+        sink = handle if log else subprocess.PIPE
     try:
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=sink,
-            stderr=subprocess.STDOUT,
+            stderr=handle if errors else subprocess.STDOUT,
             cwd=cwd,
             env={**os.environ, **(env or {})},
-            start_new_session=True,
+            process_group=0,
         )
     except OSError as exc:
         raise LabError(f"{words[0]}: {exc}") from exc
     finally:
-        if log:
-            sink.close()
+        if handle:
+            handle.close()
     try:
         output = process.communicate(timeout=timeout)[0]
     except BaseException as exc:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if isinstance(exc, subprocess.TimeoutExpired):
-            shown = tail(log) if log else (exc.output or b"").decode(errors="replace")[-4000:]
+            shown = tail(kept) if kept else (exc.output or b"").decode(errors="replace")[-4000:]
             raise LabError(f"{' '.join(words)}: not done after {timeout:.0f} s\n{shown}") from exc
         raise
     text = output.decode(errors="replace") if output else ""
     if process.returncode:
-        shown = tail(log) if log else "\n".join(text.splitlines()[-40:])
+        shown = tail(kept) if kept else "\n".join(text.splitlines()[-40:])
         raise LabError(f"{' '.join(words)}: exit status {process.returncode}\n{shown}")
     return text

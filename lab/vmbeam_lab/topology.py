@@ -34,6 +34,8 @@ class Guest:
     address: str
     mac: str
     http_port: int  #: on 127.0.0.1, forwarded to the guest's port 80
+    memory_writer_mb: int = 8  #: memory that a program keeps rewriting and verifying
+    memory_writer_rate: int = 100  #: pages it rewrites a second
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,83 @@
+# Every command of the project. `make` lists them.
+PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/collections
+export PYTHONPATH := $(CURDIR)/lab
+
+LAB := python -m vmbeam_lab
+INVENTORY := .lab/inventory.yml
+XEN ?= 4.17
+N ?= 20
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install what the lab and the tests need on this computer
+	@lab/setup
+
+.PHONY: demo
+demo: setup ## Boot the lab, rejuvenate its host, show what happened
+	@$(LAB) demo $(ARGS)
+
+.PHONY: test
+test: setup test-fast test-lab ## All tests: the fast ones, then the lab's
+
+.PHONY: test-fast
+test-fast: lint test-unit ## Lint and unit tests: no Xen
+
+.PHONY: lint
+lint: ## ansible-lint, ruff, mypy, yamllint
+	ruff check .
+	ruff format --check .
+	mypy -p ansible_collections.vmbeam.xen.plugins
+	ansible-lint
+	yamllint --strict .
+
+.PHONY: test-unit
+test-unit: ## Unit tests of the Python
+	pytest tests/unit
+
+.PHONY: test-lab
+test-lab: ## Tests on real nested Xen
+	pytest tests/lab
+
+.PHONY: bench
+bench: ## Measure the migration strategies in the lab; writes benchmarks/
+	$(LAB) bench $(ARGS)
+
+.PHONY: lab-reliability
+lab-reliability: ## N cold boots of the lab; counts what fails and why
+	$(LAB) reliability --runs $(N) $(ARGS)
+
+.PHONY: packages
+packages: ## Build the patched Xen as Debian packages
+	packaging/build
+
+.PHONY: xen-tree
+xen-tree: ## Re-create the patched Xen source tree (XEN=4.17), fail on fuzz
+	xen-patches/tree --xen $(XEN)
+
+.PHONY: lab-up lab-down lab-status lab-console lab-save lab-restore lab-logs
+lab-up: ## Boot the lab, from a saved boot if there is one (ARGS=--cold: do not)
+	$(LAB) up $(ARGS)
+lab-down: ## End the lab and delete its disks
+	$(LAB) down
+lab-status: ## Show machines, domains and phases
+	$(LAB) status
+lab-console: ## Attach to a machine's console (ARGS='--host-vm m1-a' for a host VM's)
+	$(LAB) console $(ARGS)
+lab-save: ## Save the running lab (ARGS='--tag NAME')
+	$(LAB) save $(ARGS)
+lab-restore: ## Return to a saved state (ARGS='--tag NAME')
+	$(LAB) restore $(ARGS)
+lab-logs: ## Collect logs below .lab/logs
+	$(LAB) logs
+
+.PHONY: build
+build: ## Build the collection's tarball
+	ansible-galaxy collection build --force
