@@ -142,7 +142,7 @@ def _direction(
     """Return the source's and the destination's slot, or the problem that keeps them from being known."""
     wanted = settings.get("destination_slot")
     if not existing:
-        names = " or ".join(slots[slot]["name"] for slot in SLOTS)
+        names = " nor ".join(slots[slot]["name"] for slot in SLOTS)
         return new_problem(
             "host VM", f"no host VM runs (neither {names})", "start the first one: playbooks/host_vm.yml"
         )
