@@ -21,6 +21,8 @@ author:
 extends_documentation_fragment:
   - vmbeam.xen.attributes
   - vmbeam.xen.attributes.action_group
+requirements:
+  - C(ssh) and C(flock) (Debian's openssh-client and util-linux); with O(transport=tcp) Python at the destination too
 options:
   name:
     description: Name of the guest.

@@ -21,6 +21,8 @@ author:
 extends_documentation_fragment:
   - vmbeam.xen.attributes
   - vmbeam.xen.attributes.action_group
+requirements:
+  - C(qemu-img) (Debian's qemu-utils)
 attributes:
   idempotent:
     details: >-
