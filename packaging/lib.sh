@@ -1,4 +1,4 @@
-# Shared by build, dev-tree and dev-hypervisor: the cache, the clean chroot,
+# Shared by build and dev-hypervisor: the cache, the clean chroot,
 # the source and the patch series.  Sourced, not run.
 # shellcheck shell=bash
 
