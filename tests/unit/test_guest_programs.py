@@ -104,7 +104,7 @@ def one_round(control, status):
 
 
 def test_memory_without_faults_has_no_errors(memcheck):
-    memory, control, status = memcheck
+    _, control, status = memcheck
     result = one_round(control, status)
     assert result["errors"] == 0
     assert result["last_error"] is None
@@ -151,7 +151,7 @@ def test_memory_old_copy_of_a_page_is_stale(memcheck):
 
 
 def test_memory_rate_is_kept(memcheck):
-    memory, control, status = memcheck
+    _, control, status = memcheck
     control.write_text("400")
     result = await_status(status, lambda status: status["rate"] == 400 and status["achieved_rate"] > 0)
     result = await_status(status, lambda status: status["updated"] >= result["updated"] + 1)
@@ -160,7 +160,7 @@ def test_memory_rate_is_kept(memcheck):
 
 @pytest.mark.parametrize("rate", ["-1", "much", "1000001", ""])
 def test_memory_senseless_rate_is_ignored(memcheck, rate):
-    memory, control, status = memcheck
+    _, control, status = memcheck
     control.write_text("20")
     await_status(status, lambda status: status["rate"] == 20)
     control.write_text(rate)
@@ -424,7 +424,7 @@ def test_http_control_stores_one_word(service, connection):
 
 
 @pytest.mark.parametrize(
-    "method, path, body, status",
+    ("method", "path", "body", "status"),
     [
         ("GET", "/../etc/passwd", None, 404),
         ("GET", "/control/memory-rate", None, 404),
@@ -452,7 +452,9 @@ def test_http_silent_connections_do_not_block(service):
         connection.close()
 
 
-@pytest.mark.parametrize("raw", [b"x" * 4000, b"GET\r\n\r\n", b"POST /control/x HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n"])
+@pytest.mark.parametrize(
+    "raw", [b"x" * 4000, b"GET\r\n\r\n", b"POST /control/x HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n"]
+)
 def test_http_nonsense_is_hung_up_on(service, raw):
     with socket.create_connection(("127.0.0.1", service[0]), timeout=10) as peer:
         peer.sendall(raw)
