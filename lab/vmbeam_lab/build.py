@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -46,8 +47,7 @@ def build(topology: Topology, machines: list[Machine]) -> Artefacts:
     with phase("emulator"):
         qemu = emulator.build()
     with phase("xen packages"):
-        log = paths.STATE / "packages.log"
-        repository = pathlib.Path(run([paths.REPOSITORY / "packaging" / "build"], timeout=3600, errors=log).splitlines()[-1])
+        repository = _packages()
     with phase("base system"):
         base = images.base()
     with phase("guests' kernel and initramfs"):
@@ -64,6 +64,7 @@ def build(topology: Topology, machines: list[Machine]) -> Artefacts:
                 "lab_hostname": "host-vm",
                 "guest_hypervisor_repo": str(repository),
                 "guest_hypervisor_dom0_memory_mb": machines[0].guest_dom0_memory_mb,
+                "lab_guest_scripts": str(_GUESTS / "scripts"),
                 "lab_guest_boot_files": [str(boot / name) for name in ("vmlinux", "initramfs.img")],
             },
         )
@@ -95,6 +96,15 @@ def build(topology: Topology, machines: list[Machine]) -> Artefacts:
             data = images.data_disk(machine.name, files, size_mb=12288, label="vmbeam-data")
             disks[machine.name] = {"system": system, "data": data}
     return Artefacts(qemu=qemu, key=key, disks=disks, guests=guests)
+
+
+def _packages() -> pathlib.Path:
+    """Return the directory with the patched Xen's apt repository (VMBEAM_XEN_REPO: one built before)."""
+    given = os.environ.get("VMBEAM_XEN_REPO")
+    if given:
+        return pathlib.Path(given)
+    log = paths.STATE / "packages.log"
+    return pathlib.Path(run([paths.REPOSITORY / "packaging" / "build"], timeout=3600, errors=log).splitlines()[-1])
 
 
 _GUESTS = paths.LAB / "guests"
@@ -141,7 +151,8 @@ def _guest_disks(topology: Topology, machine: Machine, boot: pathlib.Path) -> pa
     def make(entry: pathlib.Path) -> None:
         (entry / "guests.json").write_text(json.dumps(described))
         run(
-            [sys.executable, _GUESTS / "build", "guests", "--boot", boot, "--guests", entry / "guests.json", "--output", entry],
+            [sys.executable, _GUESTS / "build", "guests", "--boot", boot, "--guests", entry / "guests.json",
+             "--output", entry, "--direct-scripts"],
             timeout=300,
             log=entry / "build.log",
         )

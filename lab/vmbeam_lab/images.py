@@ -50,6 +50,16 @@ _DPKG_EXCLUDE = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", 
 
 PLAYBOOKS = paths.LAB / "images"
 
+#: Debian's grub-pc would write such a file; a lab machine has a serial port and no screen.
+_GRUB = """\
+GRUB_DISTRIBUTOR=Debian
+GRUB_DEFAULT=0
+GRUB_TIMEOUT=0
+GRUB_TERMINAL=serial
+GRUB_SERIAL_COMMAND="serial --unit=0 --speed=115200"
+GRUB_DISABLE_OS_PROBER=true
+"""
+
 
 def base() -> pathlib.Path:
     """Return the tarball of the plain Debian root file system."""
@@ -207,6 +217,7 @@ def disk(
                         stack.enter_context(_mounted(argv, root / where))
                     _populate_dev(root / "dev", loop, uuid)
                     (root / "boot" / "grub").mkdir(exist_ok=True)
+                    (root / "etc" / "default" / "grub").write_text(_GRUB)
                     _configure(root, playbook, variables, key, log)
                     run(["chroot", root, "update-grub"], timeout=120, log=log)
                     run(
@@ -223,7 +234,7 @@ def disk(
     return (
         cache.once(
             f"image-{kind}",
-            cache.digest(tarball.parent.name, playbook, variables, key.with_suffix(".pub"), size_mb, inputs),
+            cache.digest(tarball.parent.name, _GRUB, playbook, variables, key.with_suffix(".pub"), size_mb, inputs),
             make,
         )
         / "disk.raw"

@@ -1,0 +1,150 @@
+"""The lab for tests: booted once, returned to the same saved state before each test that asks.
+
+Real Xen in real Xen; nothing in here is a stand-in. `make lab-logs` collects what a failed run left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import typing
+import urllib.request
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "lab"))
+
+from vmbeam_lab import build, paths, topology, wait  # noqa: E402
+from vmbeam_lab.errors import LabError  # noqa: E402
+from vmbeam_lab.machine import Emulated  # noqa: E402
+
+STATE = "pytest"  #: name of the saved state that tests start from
+
+
+class Result(typing.NamedTuple):
+    """What a playbook did."""
+
+    code: int
+    output: str
+
+    @property
+    def failed(self) -> bool:
+        return self.code != 0
+
+
+class Lab:
+    """A running machine of the lab, its guests as seen from outside."""
+
+    def __init__(self, emulated: Emulated) -> None:
+        self.emulated = emulated
+        self.machine = emulated.machine
+
+    def restore(self) -> None:
+        """Return to the saved state, in a fresh QEMU."""
+        self.emulated.stop()
+        self.emulated.start(snapshot=STATE)
+        self.emulated.wait_for_ssh(180)
+        for guest in self.machine.guests:
+            self.status(guest)
+
+    def playbook(self, name: str, *arguments: str, timeout: float = 1800) -> Result:
+        """Run a playbook of the collection on the lab's inventory."""
+        argv = ["ansible-playbook", "-i", str(paths.INVENTORY), str(REPOSITORY / "playbooks" / name), *arguments]
+        process = subprocess.run(
+            argv,
+            cwd=REPOSITORY,
+            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            text=True,
+        )
+        print(process.stdout)
+        return Result(process.returncode, process.stdout)
+
+    def start_playbook(self, name: str, *arguments: str) -> subprocess.Popen:
+        """Start a playbook and let it run."""
+        argv = ["ansible-playbook", "-i", str(paths.INVENTORY), str(REPOSITORY / "playbooks" / name), *arguments]
+        return subprocess.Popen(
+            argv,
+            cwd=REPOSITORY,
+            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def host(self, *words: str, timeout: float = 60) -> str:
+        """Run a command in host dom0."""
+        return self.emulated.ssh(*words, timeout=timeout)
+
+    def guest_dom0(self, slot: str, command: str, timeout: float = 120) -> str:
+        """Run a command in the guest dom0 of a slot, through host dom0."""
+        entry = self.machine.slots[slot]
+        key = self.emulated.key
+        jump = " ".join(self.emulated.ssh_command()[:-1] + ["-W", "%h:%p", "root@127.0.0.1"])
+        argv = ["ssh", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        argv += ["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", f"ProxyCommand={jump}"]
+        argv += [f"root@{entry.address}", command]
+        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=timeout).stdout
+
+    def domains(self) -> set[str]:
+        """Return the names of the domains of the host hypervisor, dom0 left out."""
+        lines = self.host("xl", "list").splitlines()[1:]
+        return {line.split()[0] for line in lines} - {"Domain-0"}
+
+    def guests_in(self, slot: str) -> set[str]:
+        """Return the names of the guests of a slot's guest hypervisor."""
+        lines = self.guest_dom0(slot, "xl list").splitlines()[1:]
+        return {line.split()[0] for line in lines} - {"Domain-0"}
+
+    def status(self, guest: str, timeout: float = 120) -> dict:
+        """Return what a guest says of itself over HTTP."""
+        port = self.machine.guests[guest].http_port
+
+        def ask() -> dict | None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=10) as answer:
+                    return json.load(answer)
+            except (OSError, ValueError):
+                return None
+
+        return wait.until(
+            ask,
+            timeout=timeout,
+            failure=lambda: AssertionError(f"guest {guest} does not answer on HTTP after {timeout:.0f} s"),
+        )
+
+    def all_status(self) -> dict[str, dict]:
+        """Return the status of every guest."""
+        return {guest: self.status(guest) for guest in self.machine.guests}
+
+
+@pytest.fixture(scope="session")
+def booted() -> Lab:
+    """The default machine, up, with a host VM in slot a and guests; its state saved."""
+    subprocess.run([sys.executable, "-m", "vmbeam_lab", "up"], cwd=REPOSITORY, check=True, timeout=4500)
+    loaded = topology.load(paths.LAB / "topology.yml")
+    machines = loaded.select(None)
+    artefacts = build.build(loaded, machines)
+    lab = Lab(Emulated(machines[0], artefacts.qemu, artefacts.key))
+    lab.all_status()
+    lab.emulated.save(STATE)
+    yield lab
+    try:
+        lab.emulated.stop()
+    except LabError as exc:
+        print(exc)
+
+
+@pytest.fixture
+def lab(booted: Lab) -> Lab:
+    """The lab in its saved state: slot a runs every guest, slot b is free."""
+    booted.restore()
+    return booted
