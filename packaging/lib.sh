@@ -6,7 +6,7 @@ packaging_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 patches_dir=${VMBEAM_XEN_PATCHES:-$packaging_dir/../xen-patches}
 cache_dir=${VMBEAM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vmbeam}
 jobs=${VMBEAM_JOBS:-$(nproc)}
-# shellcheck source=xen.conf
+# shellcheck source-path=SCRIPTDIR source=xen.conf
 . "$packaging_dir/xen.conf"
 
 # Messages go to stderr: stdout is for results.
