@@ -7,6 +7,7 @@ import pathlib
 import yaml
 
 from . import paths
+from .machine import host_dom0_ssh
 from .topology import Machine, Topology
 
 _SSH_OPTIONS = (
@@ -69,10 +70,7 @@ def write(
                 for guest in machine.guests.values()
             ],
         }
-        jump = (
-            f"ssh -i {key} -p {machine.ssh_port} -o StrictHostKeyChecking=no "
-            "-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -W %h:%p root@127.0.0.1"
-        )
+        jump = " ".join(host_dom0_ssh(machine, key, "-W", "%h:%p"))
         for slot, entry in machine.slots.items():
             guest_dom0s[slot_name(machine, slot)] = {
                 "ansible_host": entry.address,

@@ -30,6 +30,23 @@ CPU = (
 _SOCKET_LIMIT = 107  #: bytes in a Unix socket's path (unix(7))
 
 
+def host_dom0_ssh(machine: Machine, key: pathlib.Path, *options: str) -> list[str]:
+    """Return the argv of an SSH client for the machine's host dom0.
+
+    All clients share one connection: a handshake costs seconds of an emulated CPU.
+    """
+    return [
+        "ssh",
+        *("-i", str(key), "-p", str(machine.ssh_port)),
+        *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+        *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=30", "-o", "BatchMode=yes"),
+        *("-o", "ControlMaster=auto", "-o", "ControlPersist=900"),
+        *("-o", f"ControlPath={paths.STATE / machine.name / 'ssh'}"),
+        *options,
+        "root@127.0.0.1",
+    ]
+
+
 class Emulated:
     """A machine of the topology in this checkout's state directory."""
 
@@ -190,14 +207,7 @@ class Emulated:
 
     def ssh_command(self, *words: str) -> list[str]:
         """Return the argv that runs `words` in host dom0."""
-        return [
-            "ssh",
-            *("-i", str(self.key), "-p", str(self.machine.ssh_port)),
-            *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
-            *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes"),
-            "root@127.0.0.1",
-            *words,
-        ]
+        return [*host_dom0_ssh(self.machine, self.key), *words]
 
     def ssh(self, *words: str, timeout: float = 60) -> str:
         """Run a command in host dom0 and return its output."""
