@@ -43,8 +43,12 @@ test-unit: ## Unit tests of the Python
 	pytest tests/unit
 
 .PHONY: test-lab
-test-lab: ## Tests on real nested Xen
-	pytest tests/lab
+test-lab: ## Tests on real Xen that are dependable enough for every change
+	pytest tests/lab -m "not rejuvenation"
+
+.PHONY: test-rejuvenation
+test-rejuvenation: ## Tests that move guests between nested host VMs (long)
+	pytest tests/lab -m rejuvenation
 
 .PHONY: bench
 bench: ## Measure the migration strategies in the lab; writes benchmarks/

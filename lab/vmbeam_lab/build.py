@@ -15,6 +15,7 @@ from .phases import phase
 from .shell import run
 from .topology import Machine, Topology
 
+
 @dataclasses.dataclass(frozen=True)
 class Artefacts:
     """What was built, by the content of its sources."""
@@ -26,7 +27,9 @@ class Artefacts:
 
     def digest(self) -> str:
         """Return what identifies a lab that was booted from these."""
-        return cache.digest(self.qemu.name, sorted(str(path) for kinds in self.disks.values() for path in kinds.values()))
+        return cache.digest(
+            self.qemu.name, sorted(str(path) for kinds in self.disks.values() for path in kinds.values())
+        )
 
 
 def ssh_key() -> pathlib.Path:
@@ -53,7 +56,12 @@ def build(topology: Topology, machines: list[Machine]) -> Artefacts:
     with phase("guests' kernel and initramfs"):
         boot = _guest_boot(base)
     roles = paths.REPOSITORY / "roles"
-    common = [repository.name, roles / "hypervisor_common", images.PLAYBOOKS / "dom0.yml", images.PLAYBOOKS / "vars.yml"]
+    common = [
+        repository.name,
+        roles / "hypervisor_common",
+        images.PLAYBOOKS / "dom0.yml",
+        images.PLAYBOOKS / "vars.yml",
+    ]
     with phase("guest hypervisor image"):
         golden = images.disk(
             "host_vm",
@@ -151,8 +159,18 @@ def _guest_disks(topology: Topology, machine: Machine, boot: pathlib.Path) -> pa
     def make(entry: pathlib.Path) -> None:
         (entry / "guests.json").write_text(json.dumps(described))
         run(
-            [sys.executable, _GUESTS / "build", "guests", "--boot", boot, "--guests", entry / "guests.json",
-             "--output", entry, "--direct-scripts"],
+            [
+                sys.executable,
+                _GUESTS / "build",
+                "guests",
+                "--boot",
+                boot,
+                "--guests",
+                entry / "guests.json",
+                "--output",
+                entry,
+                "--direct-scripts",
+            ],
             timeout=300,
             log=entry / "build.log",
         )

@@ -65,7 +65,12 @@ class Lab:
         self.options.cold = self.options.cold or os.environ.get("VMBEAM_LAB_COLD") == "1"
         machines = self.emulated()
         inventory.write(self.topology, self.machines, self.artefacts.key, self.artefacts.guests)
-        key = cache.digest(self.artefacts.digest(), paths.LAB / "playbooks", paths.REPOSITORY / "roles" / "host_vm", repr(self.machines))
+        key = cache.digest(
+            self.artefacts.digest(),
+            paths.LAB / "playbooks",
+            paths.REPOSITORY / "roles" / "host_vm",
+            repr(self.machines),
+        )
         saved = None if self.options.cold else cache.lookup("booted", key)
         for emulated in machines:
             emulated.remove()
@@ -108,8 +113,13 @@ class Lab:
             emulated.save("booted")
             for name in ("system", "data"):
                 run(
-                    ["cp", "--sparse=always", "--reflink=auto", emulated.directory / f"{name}.qcow2",
-                     entry / f"{emulated.machine.name}-{name}.qcow2"],
+                    [
+                        "cp",
+                        "--sparse=always",
+                        "--reflink=auto",
+                        emulated.directory / f"{name}.qcow2",
+                        entry / f"{emulated.machine.name}-{name}.qcow2",
+                    ],
                     timeout=600,
                 )
         finally:
@@ -119,8 +129,13 @@ class Lab:
         emulated.directory.mkdir(parents=True, exist_ok=True)
         for name in ("system", "data"):
             run(
-                ["cp", "--sparse=always", "--reflink=auto", entry / f"{emulated.machine.name}-{name}.qcow2",
-                 emulated.directory / f"{name}.qcow2"],
+                [
+                    "cp",
+                    "--sparse=always",
+                    "--reflink=auto",
+                    entry / f"{emulated.machine.name}-{name}.qcow2",
+                    emulated.directory / f"{name}.qcow2",
+                ],
                 timeout=600,
             )
         emulated.start(snapshot="booted")

@@ -46,7 +46,7 @@ def _source_version() -> str:
 def build() -> pathlib.Path:
     """Return the directory that holds qemu-system-x86_64 and qemu-img."""
     version = _source_version()
-    key = cache.digest(version, _CONFIGURE, [patch for patch in series()])
+    key = cache.digest(version, _CONFIGURE, series())
 
     def make(entry: pathlib.Path) -> None:
         work, log = entry / "work", entry / "build.log"

@@ -75,7 +75,12 @@ def base() -> pathlib.Path:
     hook = (
         'mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"; '
         'echo MODULES=list > "$1/etc/initramfs-tools/conf.d/vmbeam-lab"; '
-        f'printf "{modules}\\n" > "$1/usr/share/initramfs-tools/modules.d/vmbeam-lab"'
+        f'printf "{modules}\\n" > "$1/usr/share/initramfs-tools/modules.d/vmbeam-lab"; '
+        # Finds the root file system by its UUID; it would come with udev.
+        'hook="$1/etc/initramfs-tools/hooks/vmbeam-lab"; mkdir -p "${hook%/*}"; '
+        r'printf "#!/bin/sh\n[ \"\$1\" = prereqs ] && exit 0\n. /usr/share/initramfs-tools/hook-functions\n'
+        r'copy_exec /sbin/blkid\n" > "$hook"; '
+        'chmod 755 "$hook"'
     )
     # The kernel checks each module's signature and type information, a second or two apiece
     # in a host VM's dom0; without them there is nothing to check.
@@ -92,7 +97,7 @@ def base() -> pathlib.Path:
         *[f"--dpkgopt=path-exclude={pattern}" for pattern in _DPKG_EXCLUDE],
         f"--essential-hook={hook}",
         f"--customize-hook={strip}",
-        "--aptopt=Acquire::Retries \"3\"",
+        '--aptopt=Acquire::Retries "3"',
         RELEASE,
     ]
 
@@ -135,7 +140,7 @@ def _populate_dev(dev: pathlib.Path, loop: str, uuid: str) -> None:
         ("tty", 5, 0),
     ):
         os.mknod(dev / name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        os.chmod(dev / name, 0o666)
+        os.chmod(dev / name, 0o666)  # noqa: S103 (as on every Unix)
     for node in (loop, f"{loop}p1"):
         device = os.stat(node).st_rdev
         os.mknod(dev / pathlib.Path(node).name, stat.S_IFBLK | 0o660, device)
@@ -146,7 +151,9 @@ def _populate_dev(dev: pathlib.Path, loop: str, uuid: str) -> None:
     (dev / "pts").mkdir()
 
 
-def _configure(root: pathlib.Path, playbook: pathlib.Path, variables: dict, key: pathlib.Path, log: pathlib.Path) -> None:
+def _configure(
+    root: pathlib.Path, playbook: pathlib.Path, variables: dict, key: pathlib.Path, log: pathlib.Path
+) -> None:
     """Run `playbook` against the chroot."""
     (root / "run" / "sshd").mkdir(parents=True, exist_ok=True)
     ssh = root / "root" / ".ssh"
@@ -237,11 +244,21 @@ def disk(
                     _configure(root, playbook, variables, key, log)
                     run(["chroot", root, "update-grub"], timeout=120, log=log)
                     run(
-                        ["chroot", root, "grub-install", "--target=i386-pc", "--no-floppy", f"/dev/{pathlib.Path(loop).name}"],
+                        [
+                            "chroot",
+                            root,
+                            "grub-install",
+                            "--target=i386-pc",
+                            "--no-floppy",
+                            f"/dev/{pathlib.Path(loop).name}",
+                        ],
                         timeout=120,
                         log=log,
                     )
-                run(["sh", "-c", f"rm -rf '{root}'/var/cache/apt/archives/*.deb '{root}'/var/lib/apt/lists/*"], timeout=60)
+                run(
+                    ["sh", "-c", f"rm -rf '{root}'/var/cache/apt/archives/*.deb '{root}'/var/lib/apt/lists/*"],
+                    timeout=60,
+                )
                 config = (root / "boot" / "grub" / "grub.cfg").read_text()
                 if not re.search(r"multiboot2?\s.*xen", config):
                     raise LabError(f"{kind} image: no Xen entry in grub.cfg; see {log}")

@@ -110,7 +110,10 @@ class Emulated:
         ]
         for name in ("system", "data"):
             argv += [
-                *("-blockdev", f"driver=file,node-name={name}-file,filename={self.directory / name}.qcow2,cache.direct=off"),
+                *(
+                    "-blockdev",
+                    f"driver=file,node-name={name}-file,filename={self.directory / name}.qcow2,cache.direct=off",
+                ),
                 *("-blockdev", f"driver=qcow2,node-name={name},file={name}-file,cache.no-flush=on,discard=unmap"),
                 *("-device", f"virtio-blk-pci,drive={name},serial={name}"),
             ]
@@ -196,12 +199,8 @@ class Emulated:
 
     def save(self, tag: str) -> None:
         """Save the running machine, memory and disks, inside its disks as `tag`."""
-        self._job(
-            "snapshot-delete", {"tag": tag, "devices": ["system", "data"]}, timeout=120
-        )
-        self._job(
-            "snapshot-save", {"tag": tag, "vmstate": "system", "devices": ["system", "data"]}, timeout=600
-        )
+        self._job("snapshot-delete", {"tag": tag, "devices": ["system", "data"]}, timeout=120)
+        self._job("snapshot-save", {"tag": tag, "vmstate": "system", "devices": ["system", "data"]}, timeout=600)
 
     # --- access --------------------------------------------------------------------------
 

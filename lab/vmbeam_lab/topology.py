@@ -73,9 +73,7 @@ class Topology:
         chosen = names or self.default_machines
         unknown = [name for name in chosen if name not in self.machines]
         if unknown:
-            raise TopologyError(
-                f"no machine {', '.join(unknown)} in the topology; it has {', '.join(self.machines)}"
-            )
+            raise TopologyError(f"no machine {', '.join(unknown)} in the topology; it has {', '.join(self.machines)}")
         return [self.machines[name] for name in chosen]
 
 
@@ -88,16 +86,12 @@ def _build(cls: type, where: str, values: typing.Any) -> typing.Any:
     if unknown:
         raise TopologyError(f"{where}: unknown field {', '.join(unknown)}")
     missing = sorted(
-        name
-        for name, field in fields.items()
-        if name not in values and field.default is dataclasses.MISSING
+        name for name, field in fields.items() if name not in values and field.default is dataclasses.MISSING
     )
     if missing:
         raise TopologyError(f"{where}: missing field {', '.join(missing)}")
     for name, value in values.items():
-        if fields[name].type == "int" and not (
-            isinstance(value, int) and not isinstance(value, bool) and value > 0
-        ):
+        if fields[name].type == "int" and not (isinstance(value, int) and not isinstance(value, bool) and value > 0):
             raise TopologyError(f"{where}.{name}: expected a positive integer, got {value!r}")
         if name == "address":
             try:
@@ -121,8 +115,7 @@ def load(path: pathlib.Path) -> Topology:
         machines = {}
         for name, values in listed.items():
             slots = {
-                slot: _build(Slot, f"machines.{name}.slots.{slot}", entry)
-                for slot, entry in values["slots"].items()
+                slot: _build(Slot, f"machines.{name}.slots.{slot}", entry) for slot, entry in values["slots"].items()
             }
             guests = {
                 guest: _build(Guest, f"machines.{name}.guests.{guest}", {"name": guest, **entry})
@@ -165,8 +158,7 @@ def _check(topology: Topology) -> None:
                     f"{where}.guests.{guest.name}.type: {guest.type!r} is not one of {', '.join(GUEST_TYPES)}"
                 )
         claims = [(machine.ssh_port, f"{where}.ssh_port")] + [
-            (guest.http_port, f"{where}.guests.{guest.name}.http_port")
-            for guest in machine.guests.values()
+            (guest.http_port, f"{where}.guests.{guest.name}.http_port") for guest in machine.guests.values()
         ]
         for port, claim in claims:
             if port in ports:

@@ -19,8 +19,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "lab"))
 
 from vmbeam_lab import build, paths, topology, wait  # noqa: E402
-from vmbeam_lab.errors import LabError  # noqa: E402
-from vmbeam_lab.machine import Emulated  # noqa: E402
+from vmbeam_lab.machine import Emulated, host_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
 
@@ -67,6 +66,27 @@ class Lab:
         print(process.stdout)
         return Result(process.returncode, process.stdout)
 
+    def module(self, name: str, arguments: str = "") -> dict:
+        """Run a module in host dom0 and return its result."""
+        argv = ["ansible", "-i", str(paths.INVENTORY), self.machine.name, "-m", name, "-a", arguments, "--one-line"]
+        done = subprocess.run(
+            argv,
+            cwd=REPOSITORY,
+            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=300,
+            text=True,
+            check=False,
+        )
+        assert " => " in done.stdout, done.stdout + done.stderr
+        return json.loads(done.stdout.split(" => ", 1)[1])
+
+    def ansible_inventory(self) -> str:
+        """Return the inventory as Ansible reads it."""
+        argv = ["ansible-inventory", "-i", str(paths.INVENTORY), "--list"]
+        return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True).stdout
+
     def start_playbook(self, name: str, *arguments: str) -> subprocess.Popen:
         """Start a playbook and let it run."""
         argv = ["ansible-playbook", "-i", str(paths.INVENTORY), str(REPOSITORY / "playbooks" / name), *arguments]
@@ -88,7 +108,7 @@ class Lab:
         """Run a command in the guest dom0 of a slot, through host dom0."""
         entry = self.machine.slots[slot]
         key = self.emulated.key
-        jump = " ".join(self.emulated.ssh_command()[:-1] + ["-W", "%h:%p", "root@127.0.0.1"])
+        jump = " ".join(host_dom0_ssh(self.machine, key, "-W", "%h:%p"))
         argv = ["ssh", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
         argv += ["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", f"ProxyCommand={jump}"]
         argv += [f"root@{entry.address}", command]
@@ -126,21 +146,31 @@ class Lab:
         return {guest: self.status(guest) for guest in self.machine.guests}
 
 
-@pytest.fixture(scope="session")
-def booted() -> Lab:
-    """The default machine, up, with a host VM in slot a and guests; its state saved."""
-    subprocess.run([sys.executable, "-m", "vmbeam_lab", "up"], cwd=REPOSITORY, check=True, timeout=4500)
+def bring_up(*options: str) -> Lab:
+    """Boot the default machine of the topology, and return it."""
+    subprocess.run([sys.executable, "-m", "vmbeam_lab", "up", *options], cwd=REPOSITORY, check=True, timeout=4500)
     loaded = topology.load(paths.LAB / "topology.yml")
     machines = loaded.select(None)
     artefacts = build.build(loaded, machines)
-    lab = Lab(Emulated(machines[0], artefacts.qemu, artefacts.key))
+    return Lab(Emulated(machines[0], artefacts.qemu, artefacts.key))
+
+
+@pytest.fixture(scope="module")
+def machine() -> typing.Iterator[Lab]:
+    """The default machine, cold-booted, without any host VM."""
+    lab = bring_up("--hosts-only")
+    yield lab
+    lab.emulated.stop()
+
+
+@pytest.fixture(scope="module")
+def booted() -> typing.Iterator[Lab]:
+    """The default machine, up, with a host VM in slot a and guests; its state saved."""
+    lab = bring_up()
     lab.all_status()
     lab.emulated.save(STATE)
     yield lab
-    try:
-        lab.emulated.stop()
-    except LabError as exc:
-        print(exc)
+    lab.emulated.stop()
 
 
 @pytest.fixture

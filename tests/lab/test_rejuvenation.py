@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.rejuvenation
+
 
 def assert_same_instance(before: dict, after: dict) -> None:
     """The guest is the one it was, and has lost nothing on the way."""
@@ -71,12 +73,10 @@ def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
 def test_a_killed_receiver_leaves_the_guest_at_the_source_and_a_rerun_finishes(lab):
     before = lab.all_status()
     run = lab.start_playbook("rejuvenate.yml", "-e", "vmbeam_force=true", "-e", "vmbeam_undo_on_failure=false")
-    lab_killed = lab.host(
-        "timeout", "900", "sh", "-c",
-        "'until ssh -o BatchMode=yes -i /var/lib/vmbeam/keys/*/migration root@10.0.2.22 pkill -KILL -f migrate-receive; do sleep 1; done; echo killed'",
-        timeout=920,
-    )
-    assert "killed" in lab_killed
+    kill = "ssh -o BatchMode=yes -i /var/lib/vmbeam/keys/migration root@{} pkill -KILL -f migrate-receive"
+    victim = kill.format(lab.machine.slots["b"].address)
+    killed = lab.host("timeout", "900", "sh", "-c", f"'until {victim}; do sleep 1; done; echo killed'", timeout=920)
+    assert "killed" in killed
     output, _ = run.communicate(timeout=900)
     print(output)
     assert run.returncode != 0
