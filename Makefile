@@ -31,12 +31,11 @@ test: setup test-fast test-lab ## All tests: the fast ones, then the lab's
 test-fast: lint test-unit ## Lint and unit tests: no Xen
 
 .PHONY: lint
-lint: ## ansible-lint, ruff, mypy, yamllint
+lint: ## ansible-lint, ruff, mypy
 	ruff check .
 	ruff format --check .
 	mypy -p ansible_collections.vmbeam.xen.plugins
 	ansible-lint
-	yamllint --strict .
 
 .PHONY: test-unit
 test-unit: ## Unit tests of the Python

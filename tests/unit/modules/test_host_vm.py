@@ -271,6 +271,18 @@ def test_damaged_record(machine, start):
     assert "generation.json is damaged" in result["msg"]
 
 
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_checksum_beside_the_image_is_believed_unless_it_is_older(machine, start, usable):
+    stated = "a" * 64
+    beside = machine.image.with_name(machine.image.name + ".sha256")
+    beside.write_text(f"{stated}  {machine.image.name}\n")
+    age = 0 if usable else 1_000_000_000
+    seen = os.stat(machine.image)
+    os.utime(beside, ns=(seen.st_atime_ns, seen.st_mtime_ns - age))
+    real = hashlib.sha256(machine.image.read_bytes()).hexdigest()
+    assert start()["host_vm"]["image_sha256"] == (stated if usable else real)
+
+
 def test_image_is_read_once(machine, start):
     start()
     seen = os.stat(machine.image)
