@@ -8,7 +8,6 @@ export PYTHONPATH := $(CURDIR)/lab
 LAB := python -m vmbeam_lab
 INVENTORY := .lab/inventory.yml
 XEN ?= 4.17
-N ?= 20
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -48,14 +47,6 @@ test-lab: ## Tests on real Xen that are dependable enough for every change
 .PHONY: test-rejuvenation
 test-rejuvenation: ## Tests that move guests between nested host VMs (long)
 	pytest tests/lab -m rejuvenation
-
-.PHONY: bench
-bench: ## Measure the migration strategies in the lab; writes benchmarks/
-	$(LAB) bench $(ARGS)
-
-.PHONY: lab-reliability
-lab-reliability: ## N cold boots of the lab; counts what fails and why
-	$(LAB) reliability --runs $(N) $(ARGS)
 
 .PHONY: packages
 packages: ## Build the patched Xen as Debian packages

@@ -12,7 +12,7 @@ def assert_same_instance(before: dict, after: dict) -> None:
     assert after["boot_id"] == before["boot_id"]
     assert after["uptime"] >= before["uptime"]
     assert after["memory"]["errors"] == 0
-    assert after["memory"]["pages_verified"] > before["memory"]["pages_verified"]
+    assert after["memory"]["verified"] > before["memory"]["verified"]
     assert after["disk"]["sequence"] > before["disk"]["sequence"]
 
 
