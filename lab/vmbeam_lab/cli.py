@@ -62,7 +62,6 @@ class Lab:
 
     def up(self) -> None:
         """Boot the machines, with a host VM in slot a and its guests; from a snapshot if there is one."""
-        self.options.cold = self.options.cold or os.environ.get("VMBEAM_LAB_COLD") == "1"
         machines = self.emulated()
         inventory.write(self.topology, self.machines, self.artefacts.key, self.artefacts.guests)
         key = cache.digest(

@@ -24,6 +24,19 @@ from vmbeam_lab.machine import Emulated, host_dom0_ssh  # noqa: E402
 STATE = "pytest"  #: name of the saved state that tests start from
 
 
+#: How Ansible's commands are run: the checkout's settings, plain output, no questions.
+ANSIBLE: dict[str, typing.Any] = {
+    "cwd": REPOSITORY,
+    "env": {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+    "stdin": subprocess.DEVNULL,
+}
+
+
+def playbook_argv(name: str, *arguments: str) -> list[str]:
+    """Return the command that runs a playbook of the collection on the lab's inventory."""
+    return ["ansible-playbook", "-i", str(paths.INVENTORY), str(REPOSITORY / "playbooks" / name), *arguments]
+
+
 class Result(typing.NamedTuple):
     """What a playbook did."""
 
@@ -52,12 +65,9 @@ class Lab:
 
     def playbook(self, name: str, *arguments: str, timeout: float = 1800) -> Result:
         """Run a playbook of the collection on the lab's inventory."""
-        argv = ["ansible-playbook", "-i", str(paths.INVENTORY), str(REPOSITORY / "playbooks" / name), *arguments]
         process = subprocess.run(
-            argv,
-            cwd=REPOSITORY,
-            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            stdin=subprocess.DEVNULL,
+            playbook_argv(name, *arguments),
+            **ANSIBLE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=timeout,
@@ -71,9 +81,7 @@ class Lab:
         argv = ["ansible", "-i", str(paths.INVENTORY), self.machine.name, "-m", name, "-a", arguments, "--one-line"]
         done = subprocess.run(
             argv,
-            cwd=REPOSITORY,
-            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            stdin=subprocess.DEVNULL,
+            **ANSIBLE,
             capture_output=True,
             timeout=300,
             text=True,
@@ -89,12 +97,9 @@ class Lab:
 
     def start_playbook(self, name: str, *arguments: str) -> subprocess.Popen:
         """Start a playbook and let it run."""
-        argv = ["ansible-playbook", "-i", str(paths.INVENTORY), str(REPOSITORY / "playbooks" / name), *arguments]
         return subprocess.Popen(
-            argv,
-            cwd=REPOSITORY,
-            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            stdin=subprocess.DEVNULL,
+            playbook_argv(name, *arguments),
+            **ANSIBLE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

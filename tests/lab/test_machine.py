@@ -56,7 +56,7 @@ def test_a_saved_machine_comes_back_as_it_was(machine):
     assert machine.host("cat", "/proc/sys/kernel/random/boot_id") == boot_id
 
 
-def test_status_document_is_what_the_inventory_says(machine):
+def test_the_inventory_has_the_machine_and_its_slots(machine):
     inventory = json.loads(machine.ansible_inventory())
     hosts = inventory["_meta"]["hostvars"]
     assert machine.machine.name in hosts
