@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -56,46 +57,16 @@ def build(topology: Topology, machines: list[Machine]) -> Artefacts:
         base = images.base()
     with phase("guests' kernel and initramfs"):
         boot = _guest_boot(base)
-    roles = paths.REPOSITORY / "roles"
-    common = [
-        repository.name,
-        roles / "hypervisor_common",
-        images.PLAYBOOKS / "dom0.yml",
-        images.PLAYBOOKS / "vars.yml",
-    ]
-    with phase("guest hypervisor image"):
-        golden = images.disk(
-            "host_vm",
-            size_mb=2560,
-            key=key,
-            inputs=[*common, roles / "guest_hypervisor", images.PLAYBOOKS / "files", _GUESTS / "scripts", boot.name],
-            variables={
-                "lab_hostname": "host-vm",
-                "guest_hypervisor_repo": str(repository),
-                "guest_hypervisor_dom0_memory_mb": machines[0].guest_dom0_memory_mb,
-                "lab_guest_boot_files": [str(boot / name) for name in ("vmlinux", "initramfs.img")],
-            },
-        )
+    sources = _Sources(repository, key)
+    # The two systems are Ansible's work, one process each.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        golden_image = pool.submit(_golden, sources, machines[0], boot)
+        systems = {machine.name: pool.submit(_system, sources, topology, machine) for machine in machines}
+        golden = golden_image.result()
+        system = {name: image.result() for name, image in systems.items()}
     disks, guests = {}, {}
     for machine in machines:
         with phase(f"{machine.name}: disks"):
-            system = images.disk(
-                "host",
-                size_mb=4096,
-                key=key,
-                inputs=[*common, roles / "host_hypervisor"],
-                variables={
-                    "lab_hostname": machine.name,
-                    "host_hypervisor_bridge": {
-                        "interface": "eth0",
-                        "name": "xenbr0",
-                        "addresses": [f"{machine.address}/{topology.prefix}"],
-                        "gateway": topology.gateway,
-                    },
-                    "host_hypervisor_repo": str(repository),
-                    "host_hypervisor_dom0_memory_mb": machine.host_dom0_memory_mb,
-                },
-            )
             guests[machine.name] = _guest_disks(topology, machine, boot)
             files: dict[str, pathlib.Path | str] = {
                 "images/guest-hypervisor.raw": golden,
@@ -106,8 +77,72 @@ def build(topology: Topology, machines: list[Machine]) -> Artefacts:
                 for disk in disk_ids(guest.name, guest.type):
                     files[f"guests/{disk}.raw"] = guests[machine.name] / f"{disk}.raw"
             data = images.data_disk(machine.name, files, size_mb=12288, label="vmbeam-data")
-            disks[machine.name] = {"system": system, "data": data}
+            disks[machine.name] = {"system": system[machine.name], "data": data}
     return Artefacts(qemu=qemu, key=key, disks=disks, guests=guests)
+
+
+_ROLES = paths.REPOSITORY / "roles"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sources:
+    """What both system images are made of."""
+
+    repository: pathlib.Path  #: apt repository with the patched Xen
+    key: pathlib.Path
+
+    def inputs(self) -> list:
+        return [
+            self.repository.name,
+            _ROLES / "hypervisor_common",
+            images.PLAYBOOKS / "dom0.yml",
+            images.PLAYBOOKS / "vars.yml",
+        ]
+
+
+def _golden(sources: _Sources, machine: Machine, boot: pathlib.Path) -> pathlib.Path:
+    """Return the disk image that host VMs start from."""
+    with phase("guest hypervisor image"):
+        return images.disk(
+            "host_vm",
+            size_mb=2560,
+            key=sources.key,
+            inputs=[
+                *sources.inputs(),
+                _ROLES / "guest_hypervisor",
+                images.PLAYBOOKS / "files",
+                _GUESTS / "scripts",
+                boot.name,
+            ],
+            variables={
+                "lab_hostname": "host-vm",
+                "guest_hypervisor_repo": str(sources.repository),
+                "guest_hypervisor_dom0_memory_mb": machine.guest_dom0_memory_mb,
+                "lab_guest_boot_files": [str(boot / name) for name in ("vmlinux", "initramfs.img")],
+            },
+        )
+
+
+def _system(sources: _Sources, topology: Topology, machine: Machine) -> pathlib.Path:
+    """Return the image of a machine's system disk."""
+    with phase(f"{machine.name}: host hypervisor image"):
+        return images.disk(
+            "host",
+            size_mb=4096,
+            key=sources.key,
+            inputs=[*sources.inputs(), _ROLES / "host_hypervisor"],
+            variables={
+                "lab_hostname": machine.name,
+                "host_hypervisor_bridge": {
+                    "interface": "eth0",
+                    "name": "xenbr0",
+                    "addresses": [f"{machine.address}/{topology.prefix}"],
+                    "gateway": topology.gateway,
+                },
+                "host_hypervisor_repo": str(sources.repository),
+                "host_hypervisor_dom0_memory_mb": machine.host_dom0_memory_mb,
+            },
+        )
 
 
 def _sha256(path: pathlib.Path) -> str:
