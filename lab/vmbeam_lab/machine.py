@@ -100,7 +100,7 @@ class Emulated:
             str(self.qemu / "qemu-system-x86_64"),
             *("-name", f"vmbeam-{self.machine.name}"),
             *("-L", "/usr/share/seabios", "-L", "/usr/share/qemu"),
-            *("-machine", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", CPU),
+            *("-machine", "q35", "-accel", "tcg,thread=multi,tb-size=2047", "-cpu", CPU),
             *("-smp", str(self.machine.cpus), "-m", f"{self.machine.memory_mb}M"),
             *("-nodefaults", "-display", "none", "-no-reboot"),
             *("-chardev", f"socket,id=console,path={self.console_socket},server=on,wait=off,logfile={self.console}"),

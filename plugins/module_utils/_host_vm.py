@@ -51,7 +51,7 @@ class Nic:
 
     mac: str
     bridge: str = "xenbr0"
-    model: str = "e1000"
+    model: str = "virtio-net-pci"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,10 @@ class HostVmDisk:
             return
         if seen:  # left by an attempt that was interrupted; its path or options may differ
             self.detach(deadline)
-        self._order(f"drive_add 0 if=none,id={self._name},file={path},format=raw,cache=none", expect="OK")
+        # Through the page cache, which the device models of all host VMs share, so that they see the
+        # same content: direct I/O fails (EFAULT), as the kernel cannot pin another domain's memory.
+        # The guest's flushes reach the disk.
+        self._order(f"drive_add 0 if=none,id={self._name},file={path},format=raw,cache=writeback", expect="OK")
         try:
             self._order(
                 f"device_add scsi-hd,bus={CONTROLLER}.0,drive={self._name},id={self._name},"

@@ -78,9 +78,11 @@ options:
         type: str
         default: xenbr0
       model:
-        description: Model of the emulated network card.
+        description:
+          - Model of the emulated network card, as the device model names it.
+          - Each access to a register of a card that is not paravirtualised, such as V(e1000), is an exit to the host dom0.
         type: str
-        default: e1000
+        default: virtio-net-pci
   seed_files:
     description: Files that the host VM unpacks to its root folder at boot, such as its host name and keys.
     type: list
@@ -256,7 +258,7 @@ def main() -> None:
                 "options": {
                     "mac": {"type": "str", "required": True},
                     "bridge": {"type": "str", "default": "xenbr0"},
-                    "model": {"type": "str", "default": "e1000"},
+                    "model": {"type": "str", "default": "virtio-net-pci"},
                 },
             },
             "seed_files": {

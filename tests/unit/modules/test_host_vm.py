@@ -100,7 +100,7 @@ def test_start(machine, start, tmp_path):
         'hdtype = "ahci"\n'
         f'disk = ["format=qcow2,vdev=hda,access=rw,target={home}/root.qcow2", '
         f'"format=raw,vdev=hdb,access=rw,target={home}/seed.tar"]\n'
-        'vif = ["type=ioemu,mac=00:16:3e:00:01:0b,bridge=xenbr0,model=e1000"]\n'
+        'vif = ["type=ioemu,mac=00:16:3e:00:01:0b,bridge=xenbr0,model=virtio-net-pci"]\n'
         'device_model_args_hvm = ["-device", "virtio-scsi-pci,id=vmbeam"]\n'
         f'serial = "file:{tmp_path}/console/m1-b"\n'
         'vga = "none"\n'
@@ -410,7 +410,7 @@ def test_attach(machine, start, disk):
     assert result["disk"] == {"host_vm": "m1-b", "id": "web1-root", "path": str(machine.disk), "state": "attached"}
     assert result["diff"]["before"]["state"] == "detached"
     drive = machine.read("source")[0]["drives"]["vmbeam-web1-root"]
-    assert drive["options"] == f"0 if=none,id=vmbeam-web1-root,file={machine.disk},format=raw,cache=none"
+    assert drive["options"] == f"0 if=none,id=vmbeam-web1-root,file={machine.disk},format=raw,cache=writeback"
     assert drive["device"] == (
         "scsi-hd,bus=vmbeam.0,drive=vmbeam-web1-root,id=vmbeam-web1-root,serial=web1-root,share-rw=on"
     )
