@@ -8,6 +8,7 @@ export PYTHONPATH := $(CURDIR)/lab
 LAB := python -m vmbeam_lab
 INVENTORY := .lab/inventory.yml
 XEN ?= 4.17
+N ?= 20
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -48,6 +49,10 @@ test-lab: ## Tests on real Xen that are dependable enough for every change
 test-rejuvenation: ## Tests that move guests between nested host VMs (long)
 	pytest tests/lab -m rejuvenation
 
+.PHONY: bench
+bench: ## Measure Xen's own migration in the lab (ARGS='--sizes 128,512 --rounds 3')
+	python -m benchmarks.migration $(ARGS)
+
 .PHONY: packages
 packages: ## Build the patched Xen as Debian packages
 	packaging/build
@@ -71,6 +76,10 @@ lab-restore: ## Return to a saved state (ARGS='--tag NAME')
 	$(LAB) restore $(ARGS)
 lab-logs: ## Collect logs below .lab/logs
 	$(LAB) logs
+
+.PHONY: lab-reliability
+lab-reliability: ## Boot the lab N=20 times, count those that need no second try (ARGS=--continue: go on)
+	python -m vmbeam_lab.reliability --runs $(N) $(ARGS)
 
 .PHONY: build
 build: ## Build the collection's tarball

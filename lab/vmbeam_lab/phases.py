@@ -46,13 +46,18 @@ def reset() -> None:
     _FILE.unlink(missing_ok=True)
 
 
+def rows() -> list[dict]:
+    """Return the recorded phases: ``phase``, ``end`` (Unix time), ``seconds``, ``outcome``."""
+    return [json.loads(line) for line in _FILE.read_text().splitlines()] if _FILE.exists() else []
+
+
 def table() -> str:
     """Return the recorded phases as text, the time from first to last at the end: some run side by side."""
-    if not _FILE.exists():
+    recorded = rows()
+    if not recorded:
         return "no phases recorded"
-    rows = [json.loads(line) for line in _FILE.read_text().splitlines()]
-    width = max(len(row["phase"]) for row in rows)
-    lines = [f"{row['phase']:<{width}}  {row['seconds']:>8.1f} s  {row['outcome']}" for row in rows]
-    elapsed = max(row["end"] for row in rows) - min(row["end"] - row["seconds"] for row in rows)
+    width = max(len(row["phase"]) for row in recorded)
+    lines = [f"{row['phase']:<{width}}  {row['seconds']:>8.1f} s  {row['outcome']}" for row in recorded]
+    elapsed = max(row["end"] for row in recorded) - min(row["end"] - row["seconds"] for row in recorded)
     lines.append(f"{'all':<{width}}  {elapsed:>8.1f} s")
     return "\n".join(lines)

@@ -80,7 +80,7 @@ options:
       model:
         description:
           - Model of the emulated network card, as the device model names it.
-          - Each access to a register of a card that is not paravirtualised, such as V(e1000), is an exit to the host dom0.
+          - Every access to a register of V(e1000) or V(rtl8139) is an exit to the host dom0.
         type: str
         default: virtio-net-pci
   seed_files:

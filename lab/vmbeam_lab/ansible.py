@@ -1,0 +1,50 @@
+"""Runs playbooks and modules on the lab's inventory: bounded, without questions or colours."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+from . import paths
+from .errors import LabError
+from .shell import run
+
+_ENVIRONMENT = {
+    "ANSIBLE_CONFIG": str(paths.REPOSITORY / "ansible.cfg"),
+    "ANSIBLE_COLLECTIONS_PATH": str(paths.COLLECTIONS),
+    "ANSIBLE_NOCOLOR": "1",
+}
+
+_RESULT = re.compile(r"(?m)^\S+ \| [A-Z]+!? => (?=\{)")
+
+
+def playbook(path: pathlib.Path, *arguments: str, timeout: float, log: pathlib.Path) -> None:
+    """Run the playbook `path` for at most `timeout` seconds, its output appended to `log`.
+
+    :raises LabError: it failed or took too long
+    """
+    argv = ["ansible-playbook", "-i", paths.INVENTORY, path, *arguments]
+    run(argv, timeout=timeout, log=log, cwd=paths.REPOSITORY, env=_ENVIRONMENT)
+
+
+def module(host: str, name: str, arguments: dict, timeout: float = 300) -> dict:
+    """Run a module on a host of the inventory and return its result.
+
+    :raises LabError: it failed or took longer than `timeout` seconds
+    """
+    argv = ["ansible", "-i", paths.INVENTORY, host, "-m", name]
+    if arguments:  # an empty object is taken for text
+        argv += ["-a", json.dumps(arguments)]
+    return parse_result(run(argv, timeout=timeout, cwd=paths.REPOSITORY, env=_ENVIRONMENT))
+
+
+def parse_result(output: str) -> dict:
+    """Return the result in what the command ``ansible`` printed for one host, warnings left out.
+
+    :raises LabError: there is none
+    """
+    found = _RESULT.search(output)
+    if not found:
+        raise LabError(f"no result in the output of ansible:\n{output}")
+    return json.JSONDecoder().raw_decode(output, found.end())[0]

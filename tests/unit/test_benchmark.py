@@ -1,0 +1,120 @@
+"""The benchmark's statistics and table, and what the lab's helpers read from Ansible and guests."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "lab")]
+
+from vmbeam_lab import ansible, guests  # noqa: E402
+from vmbeam_lab.errors import LabError  # noqa: E402
+
+from benchmarks import migration, results  # noqa: E402
+
+
+def measured(method, seconds, downtime, size=128, gap=0.5, size_bytes=None):
+    return {
+        "size_mib": size,
+        "method": method,
+        "seconds": seconds,
+        "downtime_seconds": downtime,
+        "longest_gap_seconds": gap,
+        "bytes": size_bytes,
+    }
+
+
+def test_every_round_has_every_method_and_each_goes_both_ways():
+    order = results.schedule(2)
+    assert sorted(order[:4]) == sorted(order[4:]) == sorted(results.METHODS)
+    ways = {(method, number % 2) for number, method in enumerate(order)}
+    assert ways == set(itertools.product(results.METHODS, (0, 1)))
+
+
+def test_summary():
+    assert results.summary([3.0, 1.0, None, 2.5]) == {"median": 2.5, "min": 1.0, "max": 3.0, "values": [3.0, 1.0, 2.5]}
+    assert results.summary([None]) is None
+
+
+def test_results_have_ratios_of_medians_to_the_baseline_of_their_size():
+    found = results.summarize(
+        [
+            measured("precopy-ssh", 10.0, 2.0),
+            measured("precopy-ssh", 30.0, 4.0),
+            measured("precopy-ssh", 20.0, None),
+            measured("suspend-tcp", 5.0, 4.5, size_bytes=1 << 27),
+            measured("precopy-ssh", 100.0, 8.0, size=512),
+        ]
+    )
+    assert list(found) == ["128", "512"]
+    assert found["128"]["precopy-ssh"]["seconds"]["median"] == 20
+    assert found["128"]["suspend-tcp"]["ratio_to_precopy-ssh"] == {"seconds": 0.25, "downtime_seconds": 1.5}
+    assert found["512"]["precopy-ssh"]["ratio_to_precopy-ssh"]["seconds"] == 1
+    assert found["512"]["suspend-tcp"]["ratio_to_precopy-ssh"]["seconds"] is None
+
+
+def test_table_and_page():
+    found = results.summarize(
+        [measured("precopy-ssh", 10.0, 2.0), measured("suspend-tcp", 5.0, 3.0, size_bytes=1 << 27)]
+    )
+    table = results.table(found)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert len({len(row) for row in rows}) == 1
+    by_method = {row[1]: row for row in rows[2:]}
+    assert by_method["precopy-ssh"][2:5] == ["10.00 (10.00-10.00)", "1.00x", "2.00 (2.00-2.00)"]
+    assert by_method["precopy-ssh"][7] == "-"
+    assert by_method["suspend-tcp"][3:6:2] == ["0.50x", "1.50x"]
+    assert by_method["suspend-tcp"][7] == "128.00 (128.00-128.00)"
+    page = results.page("make bench", found, "boot 1.0 s")
+    assert table in page
+    assert "`make bench`" in page
+    assert "ratios" in page
+
+
+def test_sizes():
+    assert migration.sizes_mib("128,512") == [128, 512]
+    for text in ("", "128,", "0", "-1", "64,64", "big"):
+        with pytest.raises(ValueError):  # noqa: PT011 - argparse tells the user which
+            migration.sizes_mib(text)
+
+
+def test_the_result_is_found_among_warnings():
+    output = (
+        '[WARNING]: something {odd}\nm1-a | CHANGED => {\n    "changed": true,\n    "n": {"x": 1}\n}\n[WARNING]: more\n'
+    )
+    assert ansible.parse_result(output) == {"changed": True, "n": {"x": 1}}
+    with pytest.raises(LabError, match="no hosts"):
+        ansible.parse_result("[WARNING]: no hosts matched")
+
+
+def status(**changes):
+    return {
+        "boot_id": "one",
+        "uptime": 100.0,
+        "memory": {"errors": 0, "last_error": None},
+        "disk": None,
+        "ticks": {"longest_gap_ms": {"monotonic": 210.0, "boottime": 1500.0, "realtime": 1400.0}},
+        **changes,
+    }
+
+
+def test_longest_gap_is_in_seconds_and_of_any_clock():
+    assert guests.longest_gap(status()) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"boot_id": "two"}, "another instance"),
+        ({"uptime": 99.0}, "back in time"),
+        ({"memory": {"errors": 2, "last_error": {"kind": "stale"}}}, "2 memory errors, the last: {'kind': 'stale'}"),
+        ({"disk": {"write_errors": 0, "readback_errors": 0, "foreign_records": 1}}, "disk errors"),
+        ({"disk": {"write_errors": 0, "readback_errors": 0, "foreign_records": 0}}, None),
+    ],
+)
+def test_trouble(changes, words):
+    found = guests.trouble(status(), status(**changes))
+    assert found is None if words is None else words in found
