@@ -17,7 +17,7 @@
 
 #define PAGE 4096
 #define MAX_RATE 1000000
-#define BATCHES_PER_S 20
+#define BATCHES_PER_S 4 /* each a wake-up, dear in a nested guest */
 
 struct page {
     uint64_t generation;
