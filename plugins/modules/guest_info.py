@@ -23,6 +23,9 @@ options:
   name:
     description: Name of a guest. If omitted, all are returned.
     type: str
+  config_directory:
+    description: Folder whose files C(*.cfg) are returned as RV(configurations); it need not exist.
+    type: path
 seealso:
   - module: vmbeam.xen.guest
 """
@@ -91,6 +94,15 @@ guests:
       nics:
         - mac: "00:16:3e:00:02:01"
           bridge: xenbr0
+configurations:
+  description: The files C(*.cfg) of O(config_directory), by path.
+  returned: if O(config_directory) is given
+  type: list
+  elements: dict
+  sample:
+    - path: /etc/xen/guests/web1.cfg
+      content: |
+        name = "web1"
 hypervisor:
   description: Facts of the guest hypervisor, memory in MiB.
   returned: success
@@ -103,10 +115,12 @@ hypervisor:
     free_memory_mb: 4410
 """
 
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import InvalidInput
 from ansible_collections.vmbeam.xen.plugins.module_utils._guest import Guests
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
@@ -117,15 +131,33 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     if name is not None:
         _checks.domain_name("name", name)
     xl = Xl()
-    return {
+    result = {
         "changed": False,
         "guests": [guest for guest in Guests(xl).all() if name in (None, guest["name"])],
         "hypervisor": xl.hypervisor().as_dict(),
     }
+    directory = module.params["config_directory"]
+    if directory is not None:
+        result["configurations"] = _configurations(Path(_checks.path("config_directory", directory)))
+    return result
+
+
+def _configurations(directory: Path) -> list[dict[str, str]]:
+    """The xl files of a folder. Raises InvalidInput for one that cannot be read."""
+    found = []
+    for path in sorted(directory.glob("*.cfg")):
+        try:
+            found.append({"path": str(path), "content": path.read_text()})
+        except (OSError, UnicodeDecodeError) as exc:
+            raise InvalidInput(f"config_directory: {path} cannot be read: {exc}. Mend it, or move it away.") from exc
+    return found
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={"name": {"type": "str"}}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec={"name": {"type": "str"}, "config_directory": {"type": "path"}},
+        supports_check_mode=True,
+    )
     run_module(module, body)
 
 

@@ -197,6 +197,22 @@ def test_info_of_an_empty_host(fake_xen, run):
     assert run("guest_info")["guests"] == []
 
 
+def test_info_returns_configuration_files(fake_xen, run, tmp_path):
+    (tmp_path / "web1.cfg").write_text('name = "web1"\n')
+    (tmp_path / "notes").write_text("not a configuration")
+    result = run("guest_info", config_directory=str(tmp_path))
+    assert result["configurations"] == [{"path": f"{tmp_path}/web1.cfg", "content": 'name = "web1"\n'}]
+    assert run("guest_info", config_directory=str(tmp_path / "absent"))["configurations"] == []
+    assert "configurations" not in run("guest_info")
+
+
+def test_info_names_a_configuration_that_it_cannot_read(fake_xen, run, tmp_path):
+    (tmp_path / "bad.cfg").write_bytes(b"\xff\xfe")
+    result = run("guest_info", config_directory=str(tmp_path))
+    assert result["failed"]
+    assert "bad.cfg" in result["msg"]
+
+
 @pytest.fixture
 def migrate(fake_xen, run, tmp_path, monkeypatch):
     monkeypatch.setattr(_migrate.Migration.__init__, "__defaults__", (None, str(tmp_path)))
