@@ -41,6 +41,8 @@ def test_a_plan_without_host_vm_is_refused_and_changes_nothing(machine):
     before = machine.host("find", "/var/lib/vmbeam", "-type", "f")
     result = machine.playbook("plan.yml")
     assert result.failed
+    assert "no host VM runs" in result.output
+    assert "playbooks/host_vm.yml" in result.output
     assert machine.host("find", "/var/lib/vmbeam", "-type", "f") == before
 
 
