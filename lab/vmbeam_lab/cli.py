@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import sys
 
-from . import build, cache, inventory, paths, phases, topology
+from . import ansible, build, cache, inventory, paths, phases, topology
 from .errors import BootTimeout, LabError
 from .machine import Emulated
 from .phases import phase, say
@@ -25,7 +25,7 @@ BOOT_RETRIES = 2
 def _playbook(playbook: pathlib.Path, *arguments: str) -> None:
     """Run a playbook on the running machines, its output to ours."""
     argv = ["ansible-playbook", "-i", str(paths.INVENTORY), str(playbook), *arguments]
-    code = os.spawnvp(os.P_WAIT, argv[0], argv)
+    code = os.spawnvpe(os.P_WAIT, argv[0], argv, ansible.environment())
     if code:
         raise LabError(f"{playbook.name}: ansible-playbook ended with {code}; lab-logs collects what there is")
 

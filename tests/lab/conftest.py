@@ -5,20 +5,17 @@ Real Xen in real Xen; nothing in here is a stand-in. `make lab-logs` collects wh
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 import subprocess
 import sys
 import typing
-import urllib.request
 
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "lab"))
 
-from vmbeam_lab import build, paths, topology, wait  # noqa: E402
+from vmbeam_lab import ansible, build, guests, paths, topology  # noqa: E402
 from vmbeam_lab.machine import Emulated, host_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
@@ -27,7 +24,7 @@ STATE = "pytest"  #: name of the saved state that tests start from
 #: How Ansible's commands are run: the checkout's settings, plain output, no questions.
 ANSIBLE: dict[str, typing.Any] = {
     "cwd": REPOSITORY,
-    "env": {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+    "env": {**ansible.environment(), "ANSIBLE_NOCOLOR": "1"},
     "stdin": subprocess.DEVNULL,
 }
 
@@ -76,19 +73,9 @@ class Lab:
         print(process.stdout)
         return Result(process.returncode, process.stdout)
 
-    def module(self, name: str, arguments: str = "") -> dict:
+    def module(self, name: str, **arguments: object) -> dict:
         """Run a module in host dom0 and return its result."""
-        argv = ["ansible", "-i", str(paths.INVENTORY), self.machine.name, "-m", name, "-a", arguments, "--one-line"]
-        done = subprocess.run(
-            argv,
-            **ANSIBLE,
-            capture_output=True,
-            timeout=300,
-            text=True,
-            check=False,
-        )
-        assert " => " in done.stdout, done.stdout + done.stderr
-        return json.loads(done.stdout.split(" => ", 1)[1])
+        return ansible.module(self.machine.name, name, arguments)
 
     def ansible_inventory(self) -> str:
         """Return the inventory as Ansible reads it."""
@@ -131,20 +118,7 @@ class Lab:
 
     def status(self, guest: str, timeout: float = 120) -> dict:
         """Return what a guest says of itself over HTTP."""
-        port = self.machine.guests[guest].http_port
-
-        def ask() -> dict | None:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=10) as answer:
-                    return json.load(answer)
-            except (OSError, ValueError):
-                return None
-
-        return wait.until(
-            ask,
-            timeout=timeout,
-            failure=lambda: AssertionError(f"guest {guest} does not answer on HTTP after {timeout:.0f} s"),
-        )
+        return guests.await_status(self.machine.guests[guest].http_port, timeout=timeout, what=f"answer of {guest}")
 
     def all_status(self) -> dict[str, dict]:
         """Return the status of every guest."""
