@@ -42,12 +42,12 @@ test-unit: ## Unit tests of the Python
 	pytest tests/unit
 
 .PHONY: test-lab
-test-lab: ## Tests on real Xen that are dependable enough for every change
-	pytest tests/lab -m "not rejuvenation"
+test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
+	pytest tests/lab -m "not long"
 
 .PHONY: test-rejuvenation
-test-rejuvenation: ## Tests that move guests between nested host VMs (long)
-	pytest tests/lab -m rejuvenation
+test-rejuvenation: ## All tests that move guests, the long ones too
+	pytest tests/lab/test_rejuvenation.py
 
 .PHONY: bench
 bench: ## Measure Xen's own migration in the lab (ARGS='--sizes 128,512 --rounds 3')

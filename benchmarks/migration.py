@@ -12,11 +12,10 @@ import pathlib
 import re
 import shlex
 import socket
-import subprocess
 import sys
 import tempfile
 
-from vmbeam_lab import ansible, build, guests, inventory, paths, phases, topology
+from vmbeam_lab import ansible, build, cli, guests, inventory, paths, phases, topology
 from vmbeam_lab.errors import LabError
 from vmbeam_lab.machine import Emulated
 from vmbeam_lab.phases import phase, say
@@ -32,7 +31,6 @@ ADDRESS, MAC = "10.0.2.41", "00:16:3e:02:00:41"
 NAME = re.compile(r"bench\d+")
 
 #: Bounds in seconds; under emulation everything takes long.
-UP_TIMEOUT = 4500
 HOST_VM_TIMEOUT = 1800
 GUEST_TIMEOUT = 600
 MIGRATE_TIMEOUT = 1800
@@ -189,10 +187,8 @@ class Benchmark:
 
 def bring_up() -> None:
     """Boot the lab, from a saved boot if there is one, and start the host VM of slot b."""
-    try:
-        subprocess.run([sys.executable, "-m", "vmbeam_lab", "up"], cwd=paths.REPOSITORY, check=True, timeout=UP_TIMEOUT)
-    except subprocess.SubprocessError as exc:
-        raise LabError(f"the lab does not come up: {exc}") from exc
+    if cli.main(["up"]):
+        raise LabError("the lab does not come up")
     with phase("host VM of slot b"):
         ansible.playbook(
             paths.REPOSITORY / "playbooks" / "host_vm.yml", "-e", "host_vm_slot=b", timeout=HOST_VM_TIMEOUT, log=LOG

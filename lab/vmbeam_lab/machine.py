@@ -23,9 +23,11 @@ from .topology import Machine
 #: xsave* and what needs it: XCR0 is not switched across nested exits;
 #: osvw: MSRs that TCG lacks.
 #: What is added, our QEMU emulates: with PCIDs a system call of a PV dom0 keeps its translations; with the
-#: others a nested exit costs two exits instead of four.
+#: virtual GIF, VMLOAD and VMSAVE a nested exit costs two exits instead of four; the PAUSE filter ends the spinning of a
+#: guest's CPU that waits for another one.
 CPU = (
-    "EPYC,+pcid,+invpcid,+vgif,+v-vmsave-vmload,-smap,-smep,-umip,-monitor,-rdtscp,-xsave,-xsaveopt,-xsavec,-xsaves,-xgetbv1,"
+    "EPYC,+pcid,+invpcid,+vgif,+v-vmsave-vmload,+pause-filter,"
+    "-smap,-smep,-umip,-monitor,-rdtscp,-xsave,-xsaveopt,-xsavec,-xsaves,-xgetbv1,"
     "-avx,-avx2,-f16c,-fma,-misalignsse,-osvw"
 )
 

@@ -15,7 +15,7 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "lab"))
 
-from vmbeam_lab import ansible, build, guests, paths, topology  # noqa: E402
+from vmbeam_lab import ansible, build, cli, guests, paths, topology  # noqa: E402
 from vmbeam_lab.machine import Emulated, host_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
@@ -127,7 +127,7 @@ class Lab:
 
 def bring_up(*options: str) -> Lab:
     """Boot the default machine of the topology, and return it."""
-    subprocess.run([sys.executable, "-m", "vmbeam_lab", "up", *options], cwd=REPOSITORY, check=True, timeout=4500)
+    assert cli.main(["up", *options]) == 0, "the lab does not come up"
     loaded = topology.load(paths.LAB / "topology.yml")
     machines = loaded.select(None)
     artefacts = build.build(loaded, machines)

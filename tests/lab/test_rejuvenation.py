@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.rejuvenation
-
 
 def assert_same_instance(before: dict, after: dict) -> None:
     """The guest is the one it was, and has lost nothing on the way."""
@@ -50,7 +48,7 @@ def test_check_mode_and_plan_change_nothing(lab):
         assert snapshot_of(lab) == before
 
 
-@pytest.mark.parametrize("strategy", ["precopy", "suspend"])
+@pytest.mark.parametrize("strategy", ["precopy", pytest.param("suspend", marks=pytest.mark.long)])
 def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
     before = lab.all_status()
     name_a, name_b = f"{lab.machine.name}-a", f"{lab.machine.name}-b"
@@ -70,6 +68,7 @@ def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
     assert lab.domains() == {name_b}
 
 
+@pytest.mark.long
 def test_a_killed_receiver_leaves_the_guest_at_the_source_and_a_rerun_finishes(lab):
     before = lab.all_status()
     run = lab.start_playbook("rejuvenate.yml", "-e", "vmbeam_force=true", "-e", "vmbeam_undo_on_failure=false")
