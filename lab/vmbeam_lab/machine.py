@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -34,21 +35,30 @@ CPU = (
 _SOCKET_LIMIT = 107  #: bytes in a Unix socket's path (unix(7))
 
 
+_SSH = (
+    *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+    *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=30", "-o", "BatchMode=yes"),
+)
+
+
 def host_dom0_ssh(machine: Machine, key: pathlib.Path, *options: str) -> list[str]:
     """Return the argv of an SSH client for the machine's host dom0.
 
     All clients share one connection: a handshake costs seconds of an emulated CPU.
     """
     return [
-        "ssh",
-        *("-i", str(key), "-p", str(machine.ssh_port)),
-        *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
-        *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=30", "-o", "BatchMode=yes"),
+        *("ssh", "-i", str(key), "-p", str(machine.ssh_port), *_SSH),
         *("-o", "ControlMaster=auto", "-o", "ControlPersist=900"),
         *("-o", f"ControlPath={paths.STATE / machine.name / 'ssh'}"),
         *options,
         "root@127.0.0.1",
     ]
+
+
+def guest_dom0_ssh(machine: Machine, slot: str, key: pathlib.Path) -> list[str]:
+    """Return the argv of an SSH client for the guest dom0 in a slot, through the host dom0."""
+    jump = shlex.join(host_dom0_ssh(machine, key, "-W", "%h:%p"))
+    return ["ssh", "-i", str(key), *_SSH, "-o", f"ProxyCommand={jump}", f"root@{machine.slots[slot].address}"]
 
 
 class Emulated:

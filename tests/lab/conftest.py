@@ -16,7 +16,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "lab"))
 
 from vmbeam_lab import ansible, build, cli, guests, paths, topology  # noqa: E402
-from vmbeam_lab.machine import Emulated, host_dom0_ssh  # noqa: E402
+from vmbeam_lab.machine import Emulated, guest_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
 
@@ -98,12 +98,7 @@ class Lab:
 
     def guest_dom0(self, slot: str, command: str, timeout: float = 120) -> str:
         """Run a command in the guest dom0 of a slot, through host dom0."""
-        entry = self.machine.slots[slot]
-        key = self.emulated.key
-        jump = " ".join(host_dom0_ssh(self.machine, key, "-W", "%h:%p"))
-        argv = ["ssh", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-        argv += ["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", f"ProxyCommand={jump}"]
-        argv += [f"root@{entry.address}", command]
+        argv = [*guest_dom0_ssh(self.machine, slot, self.emulated.key), command]
         return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=timeout).stdout
 
     def domains(self) -> set[str]:
