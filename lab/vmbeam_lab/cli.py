@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import sys
 
 from . import ansible, build, cache, inventory, paths, phases, topology
@@ -229,6 +230,8 @@ def main(argv: list[str] | None = None) -> int:
         if name in ("save", "restore"):
             command.add_argument("--tag", default="saved", help="name of the saved state")
     options = parser.parse_args(argv)
+    # An exception, so that what is mounted for an image is unmounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         getattr(Lab(options), options.command)()
     except LabError as exc:

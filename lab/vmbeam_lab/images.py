@@ -16,7 +16,7 @@ import shutil
 import stat
 import typing
 
-from . import cache, paths
+from . import ansible, cache, paths
 from .errors import LabError
 from .shell import run
 
@@ -190,6 +190,7 @@ def _configure(
             timeout=1800,
             log=log,
             cwd=paths.REPOSITORY,
+            env=ansible.environment(),
         )
     finally:
         policy.unlink()

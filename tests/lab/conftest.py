@@ -15,7 +15,7 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "lab"))
 
-from vmbeam_lab import ansible, build, cli, guests, paths, topology  # noqa: E402
+from vmbeam_lab import ansible, build, cli, guests, paths, topology, wait  # noqa: E402
 from vmbeam_lab.machine import Emulated, guest_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
@@ -100,6 +100,21 @@ class Lab:
         """Run a command in the guest dom0 of a slot, through host dom0."""
         argv = [*guest_dom0_ssh(self.machine, slot, self.emulated.key), command]
         return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=timeout).stdout
+
+    def await_guest_dom0(self, slot: str, timeout: float) -> None:
+        """Wait until the guest dom0 of a slot answers."""
+
+        def answers() -> bool:
+            try:
+                return bool(self.guest_dom0(slot, "echo up", timeout=60))
+            except subprocess.SubprocessError:
+                return False
+
+        wait.until(
+            answers,
+            timeout=timeout,
+            failure=lambda: AssertionError(f"the guest dom0 of slot {slot} does not answer after {timeout:.0f} s"),
+        )
 
     def domains(self) -> set[str]:
         """Return the names of the domains of the host hypervisor, dom0 left out."""
