@@ -34,6 +34,7 @@ _PACKAGES = (
     "openssh-server",
     "openssh-client",
     "python3",
+    "python3-apt",
     "ca-certificates",
     "initramfs-tools",
     "zstd",
