@@ -28,7 +28,9 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     VmbeamError,
 )
 from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import (
+    AWAY,
     DESTINATION,
+    INCOMING,
     SOURCE,
     UNKNOWN,
     Phase,
@@ -149,8 +151,12 @@ class Migration:
         timeout: float,
         clock: Clock | None = None,
         locks: str = LOCKS,
+        *,
+        session: int | None = None,
     ) -> None:
+        """session: of strategy zero_copy; None lets xl take one that is free."""
         self._name = name
+        self._session = session
         self._links = links
         self._timeout = timeout
         self._clock = clock or Clock()
@@ -211,7 +217,9 @@ class Migration:
         guest = self._links.source.domain(self._name)
         if guest is None:
             raise Conflict(f"{self._name} disappeared from the source just now.")
-        attempt = self._precopy if self.report.strategy == "precopy" else self._suspend
+        attempt = {"precopy": self._precopy, "suspend": self._suspend, "zero_copy": self._zero_copy}[
+            self.report.strategy
+        ]
         try:
             attempt(guest)
         except (VmbeamError, OSError) as exc:
@@ -254,7 +262,11 @@ class Migration:
 
     def _settle(self) -> str:
         """Repairs the remains of an attempt and returns the guest's location; raises Undecided."""
-        verdict = _decided(self.verdict())
+        verdict = self.verdict()
+        if self.report.strategy == "zero_copy" and (verdict.repairs or verdict.problem):
+            self._recover_session()
+            verdict = self.verdict()
+        verdict = _decided(verdict)
         if verdict.repairs:
             # A receiver that is still alive may rename, start or destroy its copy at any moment.
             self._await_receiver_end()
@@ -265,6 +277,25 @@ class Migration:
             if left.repairs:
                 raise Conflict(f"{left.repairs[0]} had no effect.", location=left.location)
         return location
+
+    def _recover_session(self) -> None:
+        """Lets xl end what is left of a zero-copy migration: the session knows whose the guest is.
+
+        The destination first, because what it does decides what is left to do at the source.
+        """
+        self._await_receiver_end()
+        for side, xl, suffix in (
+            (DESTINATION, self._links.destination, INCOMING),
+            (SOURCE, self._links.source, AWAY),
+        ):
+            for domain in xl.domains():
+                if domain.name == self._name + suffix or (domain.name == self._name and not domain.live):
+                    # It fails if the domain has no session: then this is for us to judge.
+                    with suppress(CommandError):
+                        xl.migrate_recover(domain.domid)
+                        self.report.repairs.append(
+                            f"xl migrate-recover {domain.name} (domain {domain.domid}, {domain.state}) at the {side}"
+                        )
 
     def _repair(self, verdict: Verdict) -> str:
         """Does a verdict's repairs and returns its location; raises Undecided."""
@@ -334,12 +365,20 @@ class Migration:
 
     def _precopy(self, guest: Domain) -> None:
         """xl's own live migration."""
+        self._xl_migrate(guest)
+
+    def _zero_copy(self, guest: Domain) -> None:
+        """xl's migration that passes the memory on, in a session that the host dom0 has set up."""
+        number = f"={self._session}" if self._session else ""
+        self._xl_migrate(guest, f"--zero-copy{number}", receive="xl migrate-receive --zero-copy")
+
+    def _xl_migrate(self, guest: Domain, *options: str, receive: str = "xl migrate-receive") -> None:
         # The transport tells its process id, so that it can be ended alone: xl then resumes the guest
         # by itself. Ending xl could leave the guest suspended.
-        rune = f"echo vmbeam-transport $$ >&2; {self._links.rune(self._receiver('xl migrate-receive'))}"
+        rune = f"echo vmbeam-transport $$ >&2; {self._links.rune(self._receiver(receive))}"
         xl = self._start(
             # An empty -s makes xl run its last argument as the transport. -vvv tells the suspension.
-            ["xl", "-vvv", "migrate", "-s", "", str(guest.domid), rune],
+            ["xl", "-vvv", "migrate", *options, "-s", "", str(guest.domid), rune],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

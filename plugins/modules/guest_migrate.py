@@ -41,9 +41,16 @@ options:
       - V(precopy) is xl's live migration. The guest runs on while its memory is copied, over and over as it changes.
       - V(suspend) stops the guest, copies its memory once, and starts it at the destination. It needs the least time
         in all, and the longest downtime.
+      - V(zero_copy) passes the memory on to the destination, which is a host VM on the same machine, without copying
+        it. It takes a session (M(vmbeam.xen.zero_copy_session)).
     type: str
-    choices: [precopy, suspend]
+    choices: [precopy, suspend, zero_copy]
     default: precopy
+  session:
+    description:
+      - Number of the session for O(strategy=zero_copy).
+      - By default the first one that lets this host VM pass a guest's memory on, and that none has used.
+    type: int
   transport:
     description:
       - How the guest's memory gets to the destination.
@@ -85,6 +92,13 @@ EXAMPLES = r"""
     destination: 10.0.2.22
     strategy: suspend
     ssh_args: ["-c", "aes128-gcm@openssh.com"]
+  delegate_to: m1-a
+
+- name: Pass a guest's memory on instead of copying it
+  vmbeam.xen.guest_migrate:
+    name: db1
+    destination: 10.0.2.22
+    strategy: zero_copy
   delegate_to: m1-a
 
 - name: Migrate a guest over the machine's own bridge
@@ -149,12 +163,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
-from ansible_collections.vmbeam.xen.plugins.module_utils._errors import VmbeamError
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import InvalidInput, VmbeamError
 from ansible_collections.vmbeam.xen.plugins.module_utils._migrate import Links, Migration
 from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import DESTINATION
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
 from ansible_collections.vmbeam.xen.plugins.module_utils._transport import ssh_command, ssh_rune, tcp_rune
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
+from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import require_capable
 
 
 def body(module: AnsibleModule) -> dict[str, Any]:
@@ -165,7 +180,19 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     ssh = ssh_command(address, user, params["ssh_args"])
     rune = partial(tcp_rune, ssh, address) if params["transport"] == "tcp" else partial(ssh_rune, ssh)
     links = Links(Xl(), Xl(ssh=ssh), rune)
-    migration = Migration(name, links, params["strategy"], timeout=_checks.positive("timeout", params["timeout"]))
+    if params["session"] is not None:
+        if params["strategy"] != "zero_copy":
+            raise InvalidInput(f"session: strategy {params['strategy']} uses none. Leave it out.")
+        _checks.positive("session", params["session"])
+    if params["strategy"] == "zero_copy":
+        require_capable()
+    migration = Migration(
+        name,
+        links,
+        params["strategy"],
+        timeout=_checks.positive("timeout", params["timeout"]),
+        session=params["session"],
+    )
     try:
         if module.check_mode:
             before, changed = migration.foresee()
@@ -189,7 +216,8 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "destination": {"type": "str", "required": True},
             "destination_user": {"type": "str", "default": "root"},
-            "strategy": {"type": "str", "choices": ["precopy", "suspend"], "default": "precopy"},
+            "strategy": {"type": "str", "choices": ["precopy", "suspend", "zero_copy"], "default": "precopy"},
+            "session": {"type": "int"},
             "transport": {"type": "str", "choices": ["ssh", "tcp"], "default": "ssh"},
             "ssh_args": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "float", "default": 1800},

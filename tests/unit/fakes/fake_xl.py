@@ -189,10 +189,54 @@ def main_restore(arguments):
         sys.exit(1)
 
 
+def session(event=None):
+    """What became of the one zero-copy session; with an event, notes it."""
+    path = f"{FOLDER}/session"
+    if event:
+        with open(path, "w") as file:
+            file.write(event)
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def main_migrate_recover(arguments):
+    """Ends a zero-copy migration on this side, as its session says (our patched xl)."""
+    with State() as state:
+        domain = dict(state.find(arguments[0]))
+    state, domid = session(), domain["domid"]
+    if state in (None, "closed" if SIDE == "destination" else None):
+        say(f"Domain {domid} isn't part of a zero-copy session.")
+        sys.exit(1)
+    name = domain["name"].removesuffix("--incoming").removesuffix("--migratedaway")
+    if SIDE == "destination":
+        if state == "committed":
+            change(domid, name=name, flags="-b----")
+            session("closed")
+        else:
+            destroy(domid)
+            session("aborted")
+    elif state == "closed":
+        destroy(domid)
+    elif state == "committed":
+        say(f"The target hasn't started domain {domid} yet, but may do so any time.")
+        sys.exit(1)
+    else:
+        change(domid, name=name)
+        resume(domain)
+
+
 def main_migrate(arguments):
+    zero_copy = arguments[0].startswith("--zero-copy")
+    arguments = arguments[zero_copy:]
     assert arguments[:2] == ["-s", ""], arguments
+    assert zero_copy == arguments[3].count(" --zero-copy"), arguments
     with State() as state:
         domain = dict(state.find(arguments[2]))
+    if zero_copy:
+        session("open")
     transport = subprocess.Popen(["sh", "-c", arguments[3]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     out, back = transport.stdin, transport.stdout
     name = domain["name"]
@@ -227,6 +271,10 @@ def main_migrate(arguments):
         failed_resume("libxl: error: file/stream truncated reading ready message from migration receiver stream")
     say("migration sender: Target has acknowledged transfer.")
     change(domain["domid"], name=name + "--migratedaway")
+    if zero_copy:
+        if fault("sender-killed-before-commit"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        session("committed")
     say("migration sender: Giving target permission to start.")
     try:
         out.write(b"go")
@@ -267,6 +315,8 @@ def main_migrate_receive(_arguments):
         sys.exit(1)
     if not fault("receiver-does-not-unpause"):
         change(domid, flags="-b----")
+        if session():
+            session("closed")
     say("migration target: Domain started successsfully.")
     if fault("receiver-killed-after-start"):
         sys.exit(1)

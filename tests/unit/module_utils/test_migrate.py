@@ -44,12 +44,12 @@ def locks(tmp_path):
 
 @pytest.fixture
 def migration(locks):
-    def make(strategy="precopy", transport="ssh", timeout=20.0):
+    def make(strategy="precopy", transport="ssh", timeout=20.0, session=None):
         ssh = _transport.ssh_command("127.0.0.1", "root")
         rune = (
             partial(_transport.tcp_rune, ssh, "127.0.0.1") if transport == "tcp" else partial(_transport.ssh_rune, ssh)
         )
-        return Migration("web", Links(Xl(), Xl(ssh=ssh), rune), strategy, timeout, locks=locks)
+        return Migration("web", Links(Xl(), Xl(ssh=ssh), rune), strategy, timeout, locks=locks, session=session)
 
     return make
 
@@ -65,7 +65,7 @@ def fails(migration, error=CommandError):
 
 
 @pytest.mark.parametrize("transport", ["ssh", "tcp"])
-@pytest.mark.parametrize("strategy", ["precopy", "suspend"])
+@pytest.mark.parametrize("strategy", ["precopy", "suspend", "zero_copy"])
 def test_moves_the_guest(fake_xen, migration, strategy, transport):
     fake_xen.add("source", "web")
     fake_xen.add("source", "other", uuid="11111111-1111-1111-1111-111111111111")
@@ -116,6 +116,10 @@ def test_paused_by_an_administrator_at_the_destination_is_left(fake_xen, migrati
         ("receiver-killed-early", "suspend"),
         ("receiver-refuses", "precopy"),
         ("sender-killed", "precopy"),
+        ("receiver-dies-early", "zero_copy"),
+        ("receiver-refuses", "zero_copy"),
+        ("sender-killed", "zero_copy"),
+        ("sender-killed-before-commit", "zero_copy"),
         ("save-fails", "suspend"),
         ("save-does-not-pause", "suspend"),
         ("restore-fails-late", "suspend"),
@@ -132,6 +136,24 @@ def test_guest_runs_on_at_the_source(fake_xen, migration, fault, strategy):
     fake_xen.no_fault(fault)
     assert migration(strategy).run() is True
     assert both(fake_xen) == AT_DESTINATION
+
+
+@pytest.mark.parametrize(
+    "fault", ["receiver-killed-before-go", "receiver-killed-before-unpause", "receiver-killed-after-start"]
+)
+def test_committed_session_is_completed_at_the_destination(fake_xen, migration, fault):
+    fake_xen.add("source", "web")
+    fake_xen.fault(fault)
+    job = migration("zero_copy")
+    assert job.run() is True
+    assert both(fake_xen) == AT_DESTINATION
+    assert "xl migrate-recover web--migratedaway (domain 8, suspended) at the source" in job.report.repairs
+
+
+def test_the_session_is_handed_to_xl(fake_xen, migration):
+    fake_xen.add("source", "web")
+    migration("zero_copy", session=7).run()
+    assert any("migrate --zero-copy=7" in call for call in fake_xen.calls)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,261 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to vmbeam.xen: not an interface for other collections.
+"""Sessions in which two host VMs exchange memory, by way of libxenctrl.
+
+What a session is, its states and errors: xen/include/public/memory.h, XENMEM_zerocopy_op; the calls:
+tools/include/xenctrl.h, xc_zerocopy_*.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
+    Conflict,
+    NotFound,
+    VmbeamError,
+    XenUnavailable,
+)
+
+STATES = ("none", "open", "committing", "committed", "undoing", "aborted")
+ROLES = ("none", "source", "destination")
+FRAME = 4096
+#: XEN_DOMCTL_ZEROCOPY_F_NEXT and XEN_ZEROCOPY_F_NEXT.
+_HOST_NEXT = 1 << 2
+_GUEST_NEXT = 1 << 3
+_CHANNEL = 1 << 0
+_DOMID_INVALID = 0x7FF4
+_VERSION = Path("/sys/hypervisor/version")
+
+
+class Unsupported(VmbeamError):
+    """The hypervisor, or its tools, know nothing of zero-copy migration."""
+
+
+_COUNTS = (
+    "max_frames",
+    "offered",
+    "shared",
+    "copies",
+    "exchanged",
+    "copied",
+    "calls",
+    "p2m_writes_4k",
+    "p2m_writes_2m",
+)
+
+
+class _Info(ctypes.Structure):
+    """struct xen_zerocopy_info"""
+
+    _fields_ = (
+        ("session", ctypes.c_uint32),
+        ("state", ctypes.c_uint8),
+        ("role", ctypes.c_uint8),
+        ("flags", ctypes.c_uint16),
+        ("version", ctypes.c_uint32),
+        *((name, ctypes.c_uint32) for name in _COUNTS),
+        ("reserved", ctypes.c_uint32 * 2),
+    )
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session. Frames are of 4 KiB.
+
+    source, destination: domain ids of the host VMs; None as seen from within a host VM.
+    owner: within a host VM, the id of the guest that has opened it, None if none has.
+    calls: hypercalls of the two guest hypervisors; p2m_writes: changes of the host VMs' memory maps by order.
+    """
+
+    session: int
+    state: str
+    role: str
+    channel: bool
+    max_frames: int
+    offered: int
+    shared: int
+    copies: int
+    exchanged: int
+    copied: int
+    calls: int
+    p2m_writes_4k: int
+    p2m_writes_2m: int
+    source: int | None = None
+    destination: int | None = None
+    owner: int | None = None
+
+    @property
+    def unused(self) -> bool:
+        """Whether a migration may still take it."""
+        return self.state == "open" and self.offered == 0 and self.owner is None and not self.channel
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _session(info: _Info) -> Session:
+    return Session(
+        state=STATES[info.state] if info.state < len(STATES) else str(info.state),
+        role=ROLES[info.role] if info.role < len(ROLES) else str(info.role),
+        channel=bool(info.flags & _CHANNEL),
+        **{name: getattr(info, name) for name in ("session", *_COUNTS)},
+    )
+
+
+_UNSUPPORTED = (
+    "The hypervisor, or the one below it, has no zero-copy migration. Install the patched packages on the machine "
+    "and in its host VMs, or use another strategy."
+)
+
+
+class _Control:
+    """An open handle of libxenctrl; errors of its calls become ours."""
+
+    def __init__(self, library: Any = None) -> None:
+        self._library = library or _load()
+        self._library.xc_interface_open.restype = ctypes.c_void_p
+        self._handle = self._library.xc_interface_open(None, None, 0)
+        if not self._handle:
+            raise XenUnavailable(
+                f"Cannot talk to the hypervisor: {os.strerror(ctypes.get_errno())}. Run this as root of a dom0."
+            )
+
+    def close(self) -> None:
+        self._library.xc_interface_close(ctypes.c_void_p(self._handle))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Calls xc_zerocopy_NAME; raises OSError with the errno it has set."""
+        function = getattr(self._library, f"xc_zerocopy_{name}")
+        if function(ctypes.c_void_p(self._handle), *arguments) != 0:
+            number = ctypes.get_errno()
+            if number == errno.ENOSYS:
+                raise Unsupported(_UNSUPPORTED)
+            raise OSError(number, os.strerror(number))
+
+    def each(self, query: Callable[[int], Session]) -> Iterator[Session]:
+        """All sessions, by a query for the next one after a number."""
+        number = 0
+        while True:
+            try:
+                found = query(number)
+            except OSError as exc:
+                if exc.errno == errno.ENOENT:
+                    return
+                raise
+            yield found
+            number = found.session
+
+
+def _load() -> Any:
+    """The libxenctrl of the running hypervisor's version."""
+    try:
+        major, minor = ((_VERSION / part).read_text().strip() for part in ("major", "minor"))
+    except OSError as exc:
+        raise XenUnavailable("No Xen runs below this system. Run this in a dom0.") from exc
+    name = f"libxenctrl.so.{major}.{minor}"
+    try:
+        library = ctypes.CDLL(name, use_errno=True)
+        library.xc_zerocopy_query  # noqa: B018 - looked up in the library
+    except (OSError, AttributeError) as exc:
+        raise Unsupported(f"{name} has no zero-copy migration: {exc}. Install the patched Xen packages.") from exc
+    return library
+
+
+class HostSessions(_Control):
+    """The sessions of a machine, for its host dom0."""
+
+    def query(self, session: int, flags: int = 0) -> Session:
+        """One session; raises OSError ENOENT."""
+        source, destination, info = ctypes.c_uint32(), ctypes.c_uint32(), _Info()
+        self.call(
+            "query",
+            ctypes.c_uint32(session),
+            ctypes.c_uint32(flags),
+            *map(ctypes.byref, (source, destination, info)),
+        )
+        return replace(_session(info), source=source.value, destination=destination.value)
+
+    def all(self) -> list[Session]:
+        return list(self.each(lambda number: self.query(number, _HOST_NEXT)))
+
+    def bind(self, source: int, destination: int, max_frames: int) -> Session:
+        """Allows the source to pass max_frames frames to the destination. Raises Conflict."""
+        number = ctypes.c_uint32()
+        try:
+            self.call("bind", *map(ctypes.c_uint32, (source, destination, max_frames, 0)), ctypes.byref(number))
+        except OSError as exc:
+            raise Conflict(_BIND_ERRORS.get(exc.errno or 0, f"The hypervisor refuses the session: {exc}.")) from exc
+        return self.query(number.value)
+
+    def remove(self, session: int) -> None:
+        """Ends a session: what is not committed is undone. Raises Conflict if it is neither committed nor undone."""
+        try:
+            try:
+                self.call("force_abort", ctypes.c_uint32(session))
+            except OSError as exc:
+                # It is committed: nothing to undo.
+                if exc.errno not in (errno.EISCONN, errno.ENOTCONN):
+                    raise
+            self.call("unbind", ctypes.c_uint32(session))
+        except OSError as exc:
+            if exc.errno == errno.ENOENT:
+                return
+            raise Conflict(f"Session {session} cannot be ended: {exc}.") from exc
+
+
+_BIND_ERRORS = {
+    errno.ESRCH: "One of the two host VMs does not run.",
+    errno.EOPNOTSUPP: "One of the two is no HVM domain with HAP and nested virtualization, or has a passed-through "
+    "device, populate-on-demand memory, log-dirty mode or altp2m.",
+    errno.EPERM: "One of the two is a control domain, or the security policy forbids it.",
+    errno.EBUSY: "One of the two host VMs is just starting or ending. Try again when it is up.",
+    errno.ENOSPC: "The host VM has too many sessions already. Remove those that are not needed.",
+    errno.ENOMEM: "The host hypervisor has too little memory for the session.",
+}
+
+
+class GuestSessions(_Control):
+    """The sessions of a host VM, for its guest dom0."""
+
+    def query(self, session: int, flags: int = 0) -> Session:
+        """One session; raises OSError ENOENT."""
+        owner, info = ctypes.c_uint32(), _Info()
+        self.call("guest_query", ctypes.c_uint32(session), ctypes.c_uint32(flags), *map(ctypes.byref, (owner, info)))
+        return replace(_session(info), owner=None if owner.value == _DOMID_INVALID else owner.value)
+
+    def all(self) -> list[Session]:
+        return list(self.each(lambda number: self.query(number, _GUEST_NEXT)))
+
+    def get(self, session: int) -> Session:
+        """One session; raises NotFound."""
+        try:
+            return self.query(session)
+        except OSError as exc:
+            raise NotFound(f"session: this host VM has no session {session}: {exc}.") from exc
+
+
+def require_capable() -> None:
+    """Raises Unsupported unless this host VM's hypervisor and tools, and the hypervisor below, know zero-copy."""
+    with GuestSessions() as sessions:
+        try:
+            sessions.call("guest_capable", None)
+        except OSError as exc:
+            if exc.errno == errno.EOPNOTSUPP:
+                raise Unsupported(_UNSUPPORTED) from exc
+            raise

@@ -1,0 +1,180 @@
+#!/usr/bin/python
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: zero_copy_session
+short_description: Allows a host VM to pass a guest's memory to another one
+version_added: 0.1.0
+description:
+  - A session lets the guest hypervisor of one host VM pass the memory of one guest to that of another host VM on the
+    same machine, without copying it. Only the host dom0 can set one up, and without one neither can name the other.
+  - Each guest takes a session of its own, which M(vmbeam.xen.guest_migrate) uses with
+    O(vmbeam.xen.guest_migrate#module:strategy=zero_copy).
+  - Run it in the host dom0.
+author:
+  - vmbeam contributors (@vmbeam)
+extends_documentation_fragment:
+  - vmbeam.xen.attributes
+  - vmbeam.xen.attributes.action_group
+requirements:
+  - The patched Xen packages of this collection
+options:
+  source:
+    description: Name of the host VM that has the guest.
+    type: str
+    required: true
+  destination:
+    description: Name of the host VM that the guest is to move to.
+    type: str
+    required: true
+  state:
+    description:
+      - V(bound) makes sure that O(count) sessions from O(source) to O(destination) exist that no guest has used yet.
+      - V(absent) ends O(session), or all from O(source) to O(destination) if none is given. What is not committed is
+        undone, so that the guest is the source's.
+    type: str
+    choices: [bound, absent]
+    default: bound
+  session:
+    description: Number of the session, for O(state=absent).
+    type: int
+  count:
+    description: How many sessions there shall be, for O(state=bound), one for each guest that moves at the same time.
+    type: int
+    default: 1
+  memory_mb:
+    description: MiB that may pass, for O(state=bound); at least the guest's memory. The source's memory by default.
+    type: int
+seealso:
+  - module: vmbeam.xen.guest_migrate
+"""
+
+EXAMPLES = r"""
+- name: Allow m1-a to pass a guest to m1-b
+  vmbeam.xen.zero_copy_session:
+    source: m1-a
+    destination: m1-b
+  register: way
+
+- name: End what is left when all guests have moved
+  vmbeam.xen.zero_copy_session:
+    source: m1-a
+    destination: m1-b
+    state: absent
+"""
+
+RETURN = r"""
+sessions:
+  description:
+    - With O(state=bound) the O(count) sessions to use. With O(state=absent) the sessions that were ended.
+    - Frames are of 4 KiB.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - session: 1
+      state: open
+      source: 1
+      destination: 2
+      max_frames: 786432
+      offered: 0
+      shared: 0
+      copies: 0
+      exchanged: 0
+      copied: 0
+      calls: 0
+      p2m_writes_2m: 0
+      p2m_writes_4k: 0
+      channel: false
+      owner: null
+      role: none
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict, InvalidInput
+from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
+from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
+from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
+from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import FRAME, HostSessions, Session
+
+
+def body(module: AnsibleModule) -> dict[str, Any]:
+    params = module.params
+    names = [_checks.domain_name(option, params[option]) for option in ("source", "destination")]
+    if names[0] == names[1]:
+        raise InvalidInput(f"destination: {names[1]} is the source, too. Name another host VM.")
+    xl = Xl()
+    pair = [xl.domain(name) for name in names]
+    with HostSessions() as sessions:
+        there = [
+            entry
+            for entry in sessions.all()
+            if [entry.source, entry.destination] == [domain.domid if domain else None for domain in pair]
+            and not entry.channel
+        ]
+        if params["state"] == "bound":
+            return _bind(module, sessions, there, dict(zip(names, pair, strict=True)))
+        return _end(module, sessions, there)
+
+
+def _bind(
+    module: AnsibleModule, sessions: HostSessions, there: list[Session], pair: dict[str, Domain | None]
+) -> dict[str, Any]:
+    for option, (name, domain) in zip(("source", "destination"), pair.items(), strict=True):
+        if domain is None or not domain.live:
+            raise Conflict(f"{option}: {name} is {domain.state if domain else 'absent'}. Start it first.")
+    source, destination = (domain for domain in pair.values() if domain)
+    limit = module.params["memory_mb"]
+    memory_mb = source.memory_mb if limit is None else _checks.positive("memory_mb", limit)
+    frames = (memory_mb << 20) // FRAME
+    count = _checks.positive("count", module.params["count"])
+    found = [entry for entry in there if entry.unused and entry.max_frames >= frames][:count]
+    missing = count - len(found)
+    bound = (
+        [] if module.check_mode else [sessions.bind(source.domid, destination.domid, frames) for _ in range(missing)]
+    )
+    return _result(missing > 0, found, found + bound)
+
+
+def _end(module: AnsibleModule, sessions: HostSessions, there: list[Session]) -> dict[str, Any]:
+    number = module.params["session"]
+    ended = [entry for entry in there if number in (None, entry.session)]
+    if not module.check_mode:
+        for entry in ended:
+            sessions.remove(entry.session)
+    return {**_result(bool(ended), ended, []), "sessions": [entry.as_dict() for entry in ended]}
+
+
+def _result(changed: bool, before: list[Session], after: list[Session]) -> dict[str, Any]:
+    described = [[entry.as_dict() for entry in entries] for entries in (before, after)]
+    return {
+        "changed": changed,
+        "sessions": described[1],
+        "diff": state_diff({"sessions": described[0]}, {"sessions": described[1]}),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "source": {"type": "str", "required": True},
+            "destination": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["bound", "absent"], "default": "bound"},
+            "session": {"type": "int"},
+            "count": {"type": "int", "default": 1},
+            "memory_mb": {"type": "int"},
+        },
+        supports_check_mode=True,
+    )
+    run_module(module, body)
+
+
+if __name__ == "__main__":
+    main()

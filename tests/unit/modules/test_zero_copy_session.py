@@ -1,0 +1,196 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""zero_copy_session, and the layer below it, against a fake libxenctrl."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.vmbeam.xen.plugins.module_utils import _zerocopy
+
+LIVE = "-b----"
+OPEN, COMMITTING, COMMITTED, ABORTED = 1, 2, 3, 5
+
+
+class FakeLibrary:
+    """What xc_zerocopy_* do with the sessions of a host hypervisor, all at once."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[int, SimpleNamespace] = {}
+        self.errors: dict[str, int] = {}
+        self.xc_interface_open = lambda *_arguments: 1
+        self.xc_interface_open.restype = None
+
+    def add(self, source, destination, state=OPEN, offered=0, max_frames=1 << 20) -> int:
+        number = max(self.sessions, default=0) + 1
+        self.sessions[number] = SimpleNamespace(
+            source=source, destination=destination, state=state, offered=offered, max_frames=max_frames
+        )
+        return number
+
+    def _end(self, name: str, error: int = 0) -> int:
+        error = self.errors.get(name, error)
+        ctypes.set_errno(error)
+        return -1 if error else 0
+
+    def xc_interface_close(self, _handle) -> None:
+        pass
+
+    def xc_zerocopy_bind(self, _handle, source, destination, max_frames, _flags, session) -> int:
+        if "bind" not in self.errors:
+            session._obj.value = self.add(source.value, destination.value, max_frames=max_frames.value)
+        return self._end("bind")
+
+    def xc_zerocopy_query(self, _handle, session, flags, source, destination, info) -> int:
+        wanted = session.value
+        if flags.value == 1 << 2:
+            wanted = min((number for number in self.sessions if number > wanted), default=0)
+        if wanted not in self.sessions:
+            return self._end("query", errno.ENOENT)
+        found = self.sessions[wanted]
+        source._obj.value, destination._obj.value = found.source, found.destination
+        for name, value in {"session": wanted, **vars(found)}.items():
+            if hasattr(info._obj, name):
+                setattr(info._obj, name, value)
+        return self._end("query")
+
+    def xc_zerocopy_force_abort(self, _handle, session) -> int:
+        found = self.sessions[session.value]
+        if found.state == COMMITTED:
+            return self._end("force_abort", errno.EISCONN)
+        found.state = ABORTED
+        return self._end("force_abort")
+
+    def xc_zerocopy_unbind(self, _handle, session) -> int:
+        if "unbind" not in self.errors:
+            del self.sessions[session.value]
+        return self._end("unbind")
+
+
+@pytest.fixture
+def library(monkeypatch):
+    fake = FakeLibrary()
+    monkeypatch.setattr(_zerocopy, "_load", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def pair(fake_xen):
+    """The domain ids of m1-a and m1-b."""
+    return [
+        fake_xen.add("source", name, LIVE, uuid=f"00000000-0000-0000-0000-00000000000{number}")
+        for number, name in enumerate(("m1-a", "m1-b"), 1)
+    ]
+
+
+def test_a_session_is_bound_once(run, library, pair):
+    first = run("zero_copy_session", source="m1-a", destination="m1-b")
+    assert first["changed"]
+    assert [(entry["source"], entry["destination"], entry["state"]) for entry in first["sessions"]] == [(*pair, "open")]
+    again = run("zero_copy_session", source="m1-a", destination="m1-b")
+    assert not again["changed"]
+    assert again["sessions"] == first["sessions"]
+    assert len(library.sessions) == 1
+
+
+def test_as_many_as_guests_and_none_that_was_used(run, library, pair):
+    used, committed = library.add(*pair, offered=512), library.add(*pair, COMMITTED, offered=512)
+    other_way = library.add(*reversed(pair))
+    result = run("zero_copy_session", source="m1-a", destination="m1-b", count=2)
+    numbers = {entry["session"] for entry in result["sessions"]}
+    assert len(numbers) == 2
+    assert not numbers & {used, committed, other_way}
+
+
+def test_the_limit_is_the_memory_of_the_source_or_what_is_given(run, library, pair):
+    result = run("zero_copy_session", source="m1-a", destination="m1-b")
+    assert result["sessions"][0]["max_frames"] == 256 << 8
+    larger = run("zero_copy_session", source="m1-a", destination="m1-b", memory_mb=1024)
+    assert larger["changed"]
+    assert larger["sessions"][0]["max_frames"] == 1024 << 8
+
+
+def test_check_mode_binds_and_ends_nothing(run, library, pair):
+    assert run("zero_copy_session", check=True, source="m1-a", destination="m1-b")["changed"]
+    assert not library.sessions
+    library.add(*pair)
+    assert run("zero_copy_session", check=True, source="m1-a", destination="m1-b", state="absent")["changed"]
+    assert library.sessions[1].state == OPEN
+
+
+@pytest.mark.parametrize("state", [OPEN, COMMITTING, COMMITTED, ABORTED])
+def test_absent_ends_the_sessions_of_the_pair(run, library, pair, state):
+    library.add(*pair, state)
+    other_way = library.add(*reversed(pair))
+    result = run("zero_copy_session", source="m1-a", destination="m1-b", state="absent")
+    assert result["changed"]
+    assert list(library.sessions) == [other_way]
+    assert not run("zero_copy_session", source="m1-a", destination="m1-b", state="absent")["changed"]
+
+
+def test_absent_ends_one_session(run, library, pair):
+    kept, ended = library.add(*pair), library.add(*pair)
+    result = run("zero_copy_session", source="m1-a", destination="m1-b", state="absent", session=ended)
+    assert [entry["session"] for entry in result["sessions"]] == [ended]
+    assert list(library.sessions) == [kept]
+
+
+def test_absent_host_vms_have_no_sessions(run, library, fake_xen):
+    library.add(1, 2)
+    assert not run("zero_copy_session", source="m1-a", destination="m1-b", state="absent")["changed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"destination": "m1-a"}, "destination: m1-a is the source"),
+        ({"destination": "m1-c"}, "destination: m1-c is absent"),
+        ({"count": 0}, "count: 0"),
+        ({"memory_mb": -1}, "memory_mb: -1"),
+        ({"source": "1"}, "source: '1'"),
+    ],
+)
+def test_bad_input_is_named(run, library, pair, arguments, words):
+    result = run("zero_copy_session", **{"source": "m1-a", "destination": "m1-b", **arguments})
+    assert result.failed
+    assert words in result["msg"]
+    assert not library.sessions
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "state", "words"),
+    [
+        ("bind", errno.ENOSYS, "bound", "no zero-copy migration"),
+        ("bind", errno.EOPNOTSUPP, "bound", "no HVM domain with HAP"),
+        ("bind", errno.EBUSY, "bound", "just starting or ending"),
+        ("bind", errno.ENOMEM, "bound", "too little memory"),
+        ("unbind", errno.EBUSY, "absent", "Session 1 cannot be ended"),
+    ],
+)
+def test_refusals_of_the_hypervisor_are_explained(run, library, pair, call, error, state, words):
+    if state == "absent":
+        library.add(*pair)
+    library.errors[call] = error
+    result = run("zero_copy_session", source="m1-a", destination="m1-b", state=state)
+    assert result.failed
+    assert words in result["msg"]
+
+
+def test_without_xen_there_is_a_clear_error(run, pair, monkeypatch, tmp_path):
+    monkeypatch.setattr(_zerocopy, "_VERSION", tmp_path / "absent")
+    result = run("zero_copy_session", source="m1-a", destination="m1-b")
+    assert result.failed
+    assert "No Xen runs below this system" in result["msg"]
+
+
+def test_without_patched_tools_there_is_a_clear_error(run, pair, monkeypatch, tmp_path):
+    for part, number in (("major", "4"), ("minor", "3")):
+        (tmp_path / part).write_text(f"{number}\n")
+    monkeypatch.setattr(_zerocopy, "_VERSION", tmp_path)
+    result = run("zero_copy_session", source="m1-a", destination="m1-b")
+    assert result.failed
+    assert "libxenctrl.so.4.3 has no zero-copy migration" in result["msg"]
