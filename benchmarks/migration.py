@@ -124,6 +124,9 @@ class Benchmark:
         return measured
 
     def _migrate(self, name: str, method: str, source: str, destination: str, word: str) -> dict:
+        options: dict[str, object] = {**results.METHODS[method]}
+        if options["strategy"] == "zero_copy":
+            options["session"] = self._session(source, destination)
         before = guests.reset_ticks(self.port, word)
         moved = ansible.module(
             inventory.slot_name(self.machine, source),
@@ -132,7 +135,7 @@ class Benchmark:
                 "name": name,
                 "destination": self.machine.slots[destination].address,
                 "timeout": MIGRATE_TIMEOUT,
-                **results.METHODS[method],
+                **options,
             },
             timeout=MIGRATE_TIMEOUT + REPAIR_TIMEOUT,
         )
@@ -145,6 +148,14 @@ class Benchmark:
             **{key: migration[key] for key in ("seconds", "downtime_seconds", "bytes")},
             "longest_gap_seconds": guests.longest_gap(after),
         }
+
+    def _session(self, source: str, destination: str) -> int:
+        """Return the number of a session that lets one host VM pass a guest's memory to the other."""
+        names = {
+            role: inventory.slot_name(self.machine, slot)
+            for role, slot in (("source", source), ("destination", destination))
+        }
+        return ansible.module(self.machine.name, "vmbeam.xen.zero_copy_session", names)["sessions"][0]["session"]
 
     def _check_memory(self, name: str) -> None:
         """Wait until each page was verified after the last migration."""

@@ -11,6 +11,7 @@ METHODS: dict[str, dict[str, str]] = {
     "precopy-tcp": {"strategy": "precopy", "transport": "tcp"},
     "suspend-ssh": {"strategy": "suspend", "transport": "ssh"},
     "suspend-tcp": {"strategy": "suspend", "transport": "tcp"},
+    "zero-copy": {"strategy": "zero_copy", "transport": "tcp"},
 }
 BASELINE = "precopy-ssh"
 
@@ -24,10 +25,10 @@ def schedule(rounds: int) -> list[str]:
     """Return the methods in the order of their migrations.
 
     Each migration goes back where the last one came from. So that no method always goes the same
-    way, or follows the same other one, each round begins one method later.
+    way, each round begins one method later, unless their number is odd.
     """
     methods = list(METHODS)
-    shifts = [number % len(methods) for number in range(rounds)]
+    shifts = [0 if len(methods) % 2 else number % len(methods) for number in range(rounds)]
     return [method for shift in shifts for method in methods[shift:] + methods[:shift]]
 
 

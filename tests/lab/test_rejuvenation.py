@@ -50,7 +50,7 @@ def test_check_mode_and_plan_change_nothing(lab):
         assert snapshot_of(lab) == before
 
 
-@pytest.mark.parametrize("strategy", ["precopy", pytest.param("suspend", marks=pytest.mark.long)])
+@pytest.mark.parametrize("strategy", ["zero_copy", "precopy", pytest.param("suspend", marks=pytest.mark.long)])
 def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
     before = lab.all_status()
     name_a, name_b = f"{lab.machine.name}-a", f"{lab.machine.name}-b"
@@ -71,9 +71,11 @@ def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
 
 
 @pytest.mark.long
-def test_a_killed_receiver_leaves_the_guest_at_the_source_and_a_rerun_finishes(lab):
+@pytest.mark.parametrize("strategy", ["zero_copy", "precopy"])
+def test_a_killed_receiver_leaves_the_guest_at_the_source_and_a_rerun_finishes(lab, strategy):
     before = lab.all_status()
-    run = lab.start_playbook("rejuvenate.yml", "-e", "vmbeam_force=true", "-e", "vmbeam_undo_on_failure=false")
+    forced = ["rejuvenate.yml", "-e", "vmbeam_force=true", "-e", f"vmbeam_strategy={strategy}"]
+    run = lab.start_playbook(*forced, "-e", "vmbeam_undo_on_failure=false")
     lab.await_guest_dom0("b", timeout=600)
     arrival = "until xl list | grep -q -e --incoming; do sleep 1; done; pkill -KILL -f '[m]igrate-receive'"
     lab.guest_dom0("b", f"timeout 600 sh -c {shlex.quote(arrival)}", timeout=660)
@@ -84,7 +86,7 @@ def test_a_killed_receiver_leaves_the_guest_at_the_source_and_a_rerun_finishes(l
     for guest, status in before.items():
         assert_same_instance(status, after[guest])
 
-    again = lab.playbook("rejuvenate.yml", "-e", "vmbeam_force=true")
+    again = lab.playbook(*forced)
     assert not again.failed
     assert lab.domains() == {f"{lab.machine.name}-b"}
     for guest, status in after.items():
