@@ -110,6 +110,9 @@ def _golden(sources: _Sources, machine: Machine, boot: pathlib.Path) -> pathlib.
             inputs=[
                 *sources.inputs(),
                 _ROLES / "guest_hypervisor",
+                # The daemon of channels is the collection's code.
+                *sorted((paths.REPOSITORY / "plugins" / "module_utils").glob("_channel_*.py")),
+                paths.REPOSITORY / "plugins" / "module_utils" / "_zerocopy.py",
                 images.PLAYBOOKS / "files",
                 _GUESTS / "scripts",
                 boot.name,

@@ -133,11 +133,14 @@ class Links:
 
     rune: makes of a shell command for the destination a shell command for the source that runs it with
     its standard input and output.
+    receive: makes of a guest's name a shell command that runs its zero-copy receiver at the destination in the
+    same way; None: by rune.
     """
 
     source: Xl
     destination: Xl
     rune: Callable[[str], str]
+    receive: Callable[[str], str] | None = None
 
 
 class Migration:
@@ -365,17 +368,21 @@ class Migration:
 
     def _precopy(self, guest: Domain) -> None:
         """xl's own live migration."""
-        self._xl_migrate(guest)
+        self._xl_migrate(guest, self._links.rune(self._receiver("xl migrate-receive")))
 
     def _zero_copy(self, guest: Domain) -> None:
         """xl's migration that passes the memory on, in a session that the host dom0 has set up."""
         number = f"={self._session}" if self._session else ""
-        self._xl_migrate(guest, f"--zero-copy{number}", receive="xl migrate-receive --zero-copy")
+        if self._links.receive:
+            rune = self._links.receive(self._name)
+        else:
+            rune = self._links.rune(self._receiver("xl migrate-receive --zero-copy"))
+        self._xl_migrate(guest, rune, f"--zero-copy{number}")
 
-    def _xl_migrate(self, guest: Domain, *options: str, receive: str = "xl migrate-receive") -> None:
+    def _xl_migrate(self, guest: Domain, rune: str, *options: str) -> None:
         # The transport tells its process id, so that it can be ended alone: xl then resumes the guest
         # by itself. Ending xl could leave the guest suspended.
-        rune = f"echo vmbeam-transport $$ >&2; {self._links.rune(self._receiver(receive))}"
+        rune = f"echo vmbeam-transport $$ >&2; {rune}"
         xl = self._start(
             # An empty -s makes xl run its last argument as the transport. -vvv tells the suspension.
             ["xl", "-vvv", "migrate", *options, "-s", "", str(guest.domid), rune],

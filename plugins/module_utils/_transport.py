@@ -32,6 +32,20 @@ def ssh_command(address: str, user: str, ssh_args: Sequence[str] = ()) -> list[s
     return ["ssh", *ssh_args, *_DEFAULTS, f"{user}@{address}"]
 
 
+def channel_rune(guest: str, session: int | None) -> str:
+    """A shell command whose standard input and output are those of a receiver of the guest at the other end."""
+    return shlex.join(["exec", *_channel("receive", guest, session=session)])
+
+
+def channel_listing(session: int | None) -> list[str]:
+    """The command that prints the domains of the other host VM."""
+    return _channel("list", session=session)
+
+
+def _channel(*arguments: str, session: int | None) -> list[str]:
+    return ["vmbeam-channel", *arguments, *([str(session)] if session else [])]
+
+
 def ssh_rune(ssh: Sequence[str], remote_command: str) -> str:
     """A shell command whose standard input and output are those of the remote shell command."""
     return f"exec {shlex.join([*ssh, remote_command])}"

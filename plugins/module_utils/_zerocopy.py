@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -29,10 +29,15 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
 STATES = ("none", "open", "committing", "committed", "undoing", "aborted")
 ROLES = ("none", "source", "destination")
 FRAME = 4096
+#: A page of control and two rings of 1 MiB. Of the 1024 that Linux lets a dom0 share (gntalloc's limit) that leaves
+#: some for the other direction.
+CHANNEL_FRAMES = 1 + 2 * 255
 #: XEN_DOMCTL_ZEROCOPY_F_NEXT and XEN_ZEROCOPY_F_NEXT.
 _HOST_NEXT = 1 << 2
 _GUEST_NEXT = 1 << 3
 _CHANNEL = 1 << 0
+#: XEN_DOMCTL_ZEROCOPY_F_CHANNEL.
+_BIND_CHANNEL = 1 << 0
 _DOMID_INVALID = 0x7FF4
 _VERSION = Path("/sys/hypervisor/version")
 
@@ -66,6 +71,23 @@ class _Info(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in _COUNTS),
         ("reserved", ctypes.c_uint32 * 2),
     )
+
+
+class _Extent(ctypes.Structure):
+    """struct xen_domctl_zerocopy_extent"""
+
+    _fields_ = (
+        ("gfn", ctypes.c_uint64),
+        ("gref", ctypes.c_uint32),
+        ("order", ctypes.c_uint8),
+        ("status", ctypes.c_uint8),
+        ("pad", ctypes.c_uint16),
+    )
+
+
+# XEN_DOMCTL_ZEROCOPY_EXT_*
+_DONE, _UNSEEN, _AGAIN = 0, 1, 5
+_DOM0 = ctypes.c_uint32(0)
 
 
 @dataclass(frozen=True)
@@ -194,11 +216,12 @@ class HostSessions(_Control):
     def all(self) -> list[Session]:
         return list(self.each(lambda number: self.query(number, _HOST_NEXT)))
 
-    def bind(self, source: int, destination: int, max_frames: int) -> Session:
-        """Allows the source to pass max_frames frames to the destination. Raises Conflict."""
+    def bind(self, source: int, destination: int, max_frames: int, *, channel: bool = False) -> Session:
+        """Allows the source to pass max_frames frames to the destination, or lets them share these. Raises Conflict."""
         number = ctypes.c_uint32()
         try:
-            self.call("bind", *map(ctypes.c_uint32, (source, destination, max_frames, 0)), ctypes.byref(number))
+            flags = _BIND_CHANNEL if channel else 0
+            self.call("bind", *map(ctypes.c_uint32, (source, destination, max_frames, flags)), ctypes.byref(number))
         except OSError as exc:
             raise Conflict(_BIND_ERRORS.get(exc.errno or 0, f"The hypervisor refuses the session: {exc}.")) from exc
         return self.query(number.value)
@@ -248,6 +271,35 @@ class GuestSessions(_Control):
             return self.query(session)
         except OSError as exc:
             raise NotFound(f"session: this host VM has no session {session}: {exc}.") from exc
+
+    # --- channels; the domain that takes part is this dom0
+
+    def open(self, session: int, role: str) -> None:
+        self.call("guest_open", _DOM0, ctypes.c_uint32(session), ctypes.c_uint32(ROLES.index(role)), None)
+
+    def prepare(self, session: int) -> None:
+        """Has device models of this host VM drop what they have mapped, which would be in the way."""
+        self.call("guest_prepare", _DOM0, ctypes.c_uint32(session))
+
+    def share(self, session: int, grefs: Sequence[int]) -> bool:
+        """Lends, or takes, a page for each grant reference; False if the other side has not lent all of it yet."""
+        extents = (_Extent * len(grefs))(
+            *(_Extent(gfn=index, gref=gref, status=_UNSEEN) for index, gref in enumerate(grefs))
+        )
+        self.call("guest_extents", _DOM0, *map(ctypes.c_uint32, (session, 0, len(grefs))), extents)
+        outcomes = {extent.status for extent in extents}
+        if outcomes - {_DONE, _AGAIN}:
+            raise OSError(errno.EINVAL, f"pages of session {session} cannot be shared: status {sorted(outcomes)}")
+        return _AGAIN not in outcomes
+
+    def notify(self, session: int) -> None:
+        self.call("guest_notify", _DOM0, ctypes.c_uint32(session))
+
+    def abort(self, session: int) -> None:
+        self.call("guest_abort", _DOM0, ctypes.c_uint32(session))
+
+    def close_session(self, session: int) -> None:
+        self.call("guest_close", _DOM0, ctypes.c_uint32(session))
 
 
 def require_capable() -> None:

@@ -55,12 +55,18 @@ options:
     description:
       - How the guest's memory gets to the destination.
       - V(ssh) encrypts it.
+      - V(channel) is memory that the two guest dom0s share (M(vmbeam.xen.zero_copy_session)), for
+        O(strategy=zero_copy), whose memory goes by no transport at all, but the state of its CPUs and devices does.
+        Nothing passes any network, except that the module looks after what is left of a failed migration by ssh.
       - V(tcp) sends it as it is over a TCP connection to O(destination), which costs far less CPU time. Who can
         listen on that network can read the guest's memory, so use it on a bridge inside the machine only. The
         connection is set up by ssh and admitted by a token that is used once.
     type: str
-    choices: [ssh, tcp]
+    choices: [ssh, tcp, channel]
     default: ssh
+  channel:
+    description: Number of the session of the channel for O(transport=channel), if this host VM has several.
+    type: int
   ssh_args:
     description: Further arguments of ssh, which win over those that the module gives.
     type: list
@@ -99,6 +105,7 @@ EXAMPLES = r"""
     name: db1
     destination: 10.0.2.22
     strategy: zero_copy
+    transport: channel
   delegate_to: m1-a
 
 - name: Migrate a guest over the machine's own bridge
@@ -167,7 +174,13 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import InvalidI
 from ansible_collections.vmbeam.xen.plugins.module_utils._migrate import Links, Migration
 from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import DESTINATION
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
-from ansible_collections.vmbeam.xen.plugins.module_utils._transport import ssh_command, ssh_rune, tcp_rune
+from ansible_collections.vmbeam.xen.plugins.module_utils._transport import (
+    channel_listing,
+    channel_rune,
+    ssh_command,
+    ssh_rune,
+    tcp_rune,
+)
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
 from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import require_capable
 
@@ -179,7 +192,17 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     user = _checks.user("destination_user", params["destination_user"])
     ssh = ssh_command(address, user, params["ssh_args"])
     rune = partial(tcp_rune, ssh, address) if params["transport"] == "tcp" else partial(ssh_rune, ssh)
-    links = Links(Xl(), Xl(ssh=ssh), rune)
+    channel = params["channel"]
+    if channel is not None and params["transport"] != "channel":
+        raise InvalidInput(f"channel: transport {params['transport']} uses none. Leave it out.")
+    if params["transport"] == "channel":
+        if params["strategy"] != "zero_copy":
+            raise InvalidInput(f"transport: strategy {params['strategy']} cannot use a channel. Use ssh or tcp.")
+        links = Links(
+            Xl(), Xl(ssh=ssh, listing=channel_listing(channel)), rune, lambda guest: channel_rune(guest, channel)
+        )
+    else:
+        links = Links(Xl(), Xl(ssh=ssh), rune)
     if params["session"] is not None:
         if params["strategy"] != "zero_copy":
             raise InvalidInput(f"session: strategy {params['strategy']} uses none. Leave it out.")
@@ -218,7 +241,8 @@ def main() -> None:
             "destination_user": {"type": "str", "default": "root"},
             "strategy": {"type": "str", "choices": ["precopy", "suspend", "zero_copy"], "default": "precopy"},
             "session": {"type": "int"},
-            "transport": {"type": "str", "choices": ["ssh", "tcp"], "default": "ssh"},
+            "transport": {"type": "str", "choices": ["ssh", "tcp", "channel"], "default": "ssh"},
+            "channel": {"type": "int"},
             "ssh_args": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "float", "default": 1800},
         },

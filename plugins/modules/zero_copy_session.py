@@ -14,6 +14,8 @@ description:
     same machine, without copying it. Only the host dom0 can set one up, and without one neither can name the other.
   - Each guest takes a session of its own, which M(vmbeam.xen.guest_migrate) uses with
     O(vmbeam.xen.guest_migrate#module:strategy=zero_copy).
+  - A channel is a session that gives the two guest dom0s some memory in common, by which everything else of a
+    migration passes, with O(vmbeam.xen.guest_migrate#module:transport=channel). It serves any number of guests.
   - Run it in the host dom0.
 author:
   - vmbeam contributors (@vmbeam)
@@ -39,6 +41,11 @@ options:
     type: str
     choices: [bound, absent]
     default: bound
+  purpose:
+    description: What the session is for, V(guest) to pass the memory of a guest, V(channel) to be a channel.
+    type: str
+    choices: [guest, channel]
+    default: guest
   session:
     description: Number of the session, for O(state=absent).
     type: int
@@ -47,7 +54,9 @@ options:
     type: int
     default: 1
   memory_mb:
-    description: MiB that may pass, for O(state=bound); at least the guest's memory. The source's memory by default.
+    description: >-
+      MiB that may pass, for O(state=bound) and O(purpose=guest); at least the guest's memory. The source's memory by
+      default. A channel has 2 MiB.
     type: int
 seealso:
   - module: vmbeam.xen.guest_migrate
@@ -59,6 +68,12 @@ EXAMPLES = r"""
     source: m1-a
     destination: m1-b
   register: way
+
+- name: Let their guest dom0s talk without a network
+  vmbeam.xen.zero_copy_session:
+    source: m1-a
+    destination: m1-b
+    purpose: channel
 
 - name: End what is left when all guests have moved
   vmbeam.xen.zero_copy_session:
@@ -102,7 +117,12 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
 from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
-from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import FRAME, HostSessions, Session
+from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import (
+    CHANNEL_FRAMES,
+    FRAME,
+    HostSessions,
+    Session,
+)
 
 
 def body(module: AnsibleModule) -> dict[str, Any]:
@@ -117,7 +137,7 @@ def body(module: AnsibleModule) -> dict[str, Any]:
             entry
             for entry in sessions.all()
             if [entry.source, entry.destination] == [domain.domid if domain else None for domain in pair]
-            and not entry.channel
+            and entry.channel == (params["purpose"] == "channel")
         ]
         if params["state"] == "bound":
             return _bind(module, sessions, there, dict(zip(names, pair, strict=True)))
@@ -132,13 +152,19 @@ def _bind(
             raise Conflict(f"{option}: {name} is {domain.state if domain else 'absent'}. Start it first.")
     source, destination = (domain for domain in pair.values() if domain)
     limit = module.params["memory_mb"]
+    channel = module.params["purpose"] == "channel"
+    if channel and limit is not None:
+        raise InvalidInput("memory_mb: a channel's size is fixed. Leave it out.")
     memory_mb = source.memory_mb if limit is None else _checks.positive("memory_mb", limit)
-    frames = (memory_mb << 20) // FRAME
+    frames = CHANNEL_FRAMES if channel else (memory_mb << 20) // FRAME
     count = _checks.positive("count", module.params["count"])
-    found = [entry for entry in there if entry.unused and entry.max_frames >= frames][:count]
+    usable = (entry for entry in there if (entry.state == "open" if channel else entry.unused))
+    found = [entry for entry in usable if entry.max_frames >= frames][:count]
     missing = count - len(found)
     bound = (
-        [] if module.check_mode else [sessions.bind(source.domid, destination.domid, frames) for _ in range(missing)]
+        []
+        if module.check_mode
+        else [sessions.bind(source.domid, destination.domid, frames, channel=channel) for _ in range(missing)]
     )
     return _result(missing > 0, found, found + bound)
 
@@ -167,6 +193,7 @@ def main() -> None:
             "source": {"type": "str", "required": True},
             "destination": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["bound", "absent"], "default": "bound"},
+            "purpose": {"type": "str", "choices": ["guest", "channel"], "default": "guest"},
             "session": {"type": "int"},
             "count": {"type": "int", "default": 1},
             "memory_mb": {"type": "int"},

@@ -1,0 +1,491 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to vmbeam.xen: not an interface for other collections.
+"""Streams of several commands over one pair of rings.
+
+One side calls, the other runs a command for it: the streams are its standard input, output and error. Each side
+may send only as much as the other has room for (WINDOW), so that a stream whose reader is slow doesn't hold
+the others up, and memory is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import struct
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from enum import IntEnum
+from typing import Any
+
+from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
+    LIMIT,
+    Frame,
+    ProtocolError,
+    Reader,
+    Writer,
+)
+
+#: Bytes of a stream that the receiver keeps when whom they are for does not take them.
+WINDOW = 4 * LIMIT
+STREAMS = 64
+#: Seconds without a sign of life until the other side is asked for one, and until it is given up.
+QUIET, DEAD = 20.0, 60.0
+_CREDIT = struct.Struct("<I")
+
+
+class Kind(IntEnum):
+    """Kinds of frames. CALL, EXIT and RESET have JSON; DATA and ERROR output; CREDIT a number of bytes."""
+
+    CALL = 1
+    DATA = 2
+    ERROR = 3
+    END = 4
+    EXIT = 5
+    RESET = 6
+    CREDIT = 7
+    PING = 8
+    PONG = 9
+
+
+class _Sink:
+    """Writes to a descriptor as it takes it."""
+
+    def __init__(self, fd: int, taken: Callable[[int], None], broken: Callable[[], None]) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._taken = taken
+        self._broken = broken
+        self._left: deque[bytes] = deque()
+        self._ending: Callable[[], None] | None = None
+        self._waiting = False
+        self.open = True
+
+    def write(self, pieces: tuple[memoryview, ...]) -> None:
+        size = sum(map(len, pieces))
+        if not self.open:
+            self._taken(size)
+            return
+        done = 0
+        if not self._left:
+            try:
+                done = os.writev(self._fd, pieces)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.close()
+                self._taken(size)
+                self._broken()
+                return
+        if done:
+            self._taken(done)
+        if done < size:
+            self._left.append(b"".join(pieces)[done:])
+            self._wait()
+
+    def end(self, then: Callable[[], None]) -> None:
+        """Closes it when all is written."""
+        self._ending = then
+        if not self._left:
+            self._end()
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            if self._waiting:
+                asyncio.get_running_loop().remove_writer(self._fd)
+            os.close(self._fd)
+            self._left.clear()
+
+    def _end(self) -> None:
+        self.close()
+        then, self._ending = self._ending, None
+        if then:
+            then()
+
+    def _wait(self) -> None:
+        if not self._waiting:
+            self._waiting = True
+            asyncio.get_running_loop().add_writer(self._fd, self._writable)
+
+    def _writable(self) -> None:
+        try:
+            while self._left:
+                done = os.write(self._fd, self._left[0])
+                self._taken(done)
+                self._left[0] = self._left[0][done:]
+                if not self._left[0]:
+                    self._left.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._taken(sum(map(len, self._left)))
+            self.close()
+            self._broken()
+        else:
+            self._waiting = False
+            asyncio.get_running_loop().remove_writer(self._fd)
+        if self._ending:
+            self._end()
+
+
+class Stream:
+    """One command, on either side.
+
+    source: descriptor to read what is sent as DATA; it, out and error are closed by the stream. error: on the
+    calling side where ERROR is written, on the other where it is read. done: called once, with the exit code or with
+    the reason of a failure.
+    """
+
+    def __init__(self, link: Link, number: int, done: Callable[[int | str], None]) -> None:
+        self._link = link
+        self.number = number
+        self._done: Callable[[int | str], None] | None = done
+        self._credit = WINDOW
+        self._owed = 0
+        self._sinks: dict[int, _Sink] = {}
+        self._sources: dict[int, int] = {}  # kind: descriptor
+        self._paused = True
+        self._exit: int | None = None
+
+    def attach(self, *, sources: dict[int, int], sinks: dict[int, int]) -> None:
+        """Joins descriptors to the stream, by the kind of frame that carries what passes."""
+        for kind, fd in sinks.items():
+            self._sinks[kind] = _Sink(fd, self._taken, self._broken)
+        for kind, fd in sources.items():
+            os.set_blocking(fd, False)
+            self._sources[kind] = fd
+        self.resume()
+
+    def exited(self, code: int) -> None:
+        """The command has ended; told to the caller when its output has been sent."""
+        self._exit = code
+        self._finish()
+
+    def reset(self, reason: str) -> None:
+        """Gives up, and tells the other side."""
+        if self._done:
+            self._link.post(Kind.RESET, self.number, json.dumps({"reason": reason}).encode())
+            self.fail(reason)
+
+    def fail(self, reason: str) -> None:
+        self._close()
+        self._tell(reason)
+
+    # --- what the link calls
+
+    def receive(self, frame: Frame) -> None:
+        if frame.kind in (Kind.DATA, Kind.ERROR):
+            size = sum(map(len, frame.payload))
+            self._owed += size
+            if self._owed > WINDOW:
+                raise ProtocolError(f"Stream {self.number} was sent more than there is room for.")
+            sink = self._sinks.get(frame.kind)
+            if sink:
+                sink.write(frame.payload)
+            else:
+                self._taken(size)
+        elif frame.kind == Kind.CREDIT:
+            self._credit += _credit(frame)
+            if self._credit > WINDOW:
+                raise ProtocolError(f"Stream {self.number} was given more credit than there is.")
+            self.resume()
+        elif frame.kind == Kind.END:
+            if sink := self._sinks.get(Kind.DATA):
+                sink.end(lambda: None)
+        elif frame.kind == Kind.EXIT:
+            code = _field(frame, "code", int)
+            sink = self._sinks.get(Kind.DATA)
+            if sink and sink.open:
+                sink.end(lambda: self._exit_told(code))
+            else:
+                self._exit_told(code)
+        elif frame.kind == Kind.RESET:
+            self.fail(_field(frame, "reason", str)[:500])
+        else:
+            raise ProtocolError(f"Stream {self.number} was sent a frame of kind {frame.kind}.")
+
+    def resume(self) -> None:
+        """Reads on, if there is room again."""
+        if self._paused and self._credit and self._link.room():
+            self._paused = False
+            loop = asyncio.get_running_loop()
+            for kind, fd in self._sources.items():
+                loop.add_reader(fd, self._readable, kind, fd)
+
+    # --- our own
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            for fd in self._sources.values():
+                asyncio.get_running_loop().remove_reader(fd)
+
+    def _readable(self, kind: int, fd: int) -> None:
+        room = min(self._credit, self._link.room())
+        if room <= 0:
+            self._pause()
+            return
+        try:
+            length = self._link.pour(kind, self.number, fd, room)
+        except BlockingIOError:
+            return
+        except OSError:
+            length = 0
+        self._credit -= length
+        if not length:
+            asyncio.get_running_loop().remove_reader(fd)
+            del self._sources[kind]
+            os.close(fd)
+            if kind == Kind.DATA:
+                self._link.post(Kind.END, self.number)
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._exit is not None and not self._sources and self._done:
+            self._link.post(Kind.EXIT, self.number, json.dumps({"code": self._exit}).encode())
+            self._close()
+            self._tell(self._exit)
+
+    def _exit_told(self, code: int) -> None:
+        self._close()
+        self._tell(code)
+
+    def _taken(self, size: int) -> None:
+        """Lets the other side send as much again."""
+        self._owed -= size
+        self._link.credit(self, size)
+
+    def _broken(self) -> None:
+        """Whom the data is for does not want it any more. Its command must learn of that by its output breaking."""
+        self.reset("whom the output is for has gone")
+
+    def _close(self) -> None:
+        self._pause()
+        for fd in self._sources.values():
+            os.close(fd)
+        self._sources.clear()
+        for sink in self._sinks.values():
+            sink.close()
+
+    def _tell(self, outcome: int | str) -> None:
+        done, self._done = self._done, None
+        self._link.forget(self)
+        if done:
+            done(outcome)
+
+
+class Link:
+    """All streams of a channel. Everything is called in the event loop.
+
+    notify: tells the other side that there is something in the rings, or room. accept: takes a Stream that the
+    other side opens, and its request; raises ValueError with the reason why not. failed: called once.
+    """
+
+    def __init__(
+        self,
+        rings: tuple[Reader, Writer],
+        side: int,
+        notify: Callable[[], None],
+        accept: Callable[[Stream, dict[str, Any]], Callable[[int | str], None]],
+        failed: Callable[[str], None],
+    ) -> None:
+        self._reader, self._writer = rings
+        self._side = side
+        self._notify = notify
+        self._accept = accept
+        self._failed = failed
+        self._streams: dict[int, Stream] = {}
+        self._next = side
+        self._outbox: deque[tuple[int, int, bytes]] = deque()
+        self._credits: dict[int, int] = {}
+        self._kick: asyncio.Handle | None = None
+        self._heard = asyncio.get_running_loop().time()
+        self._pulse: asyncio.TimerHandle | None = None
+        self.dead: str | None = None
+        self.bytes = {"sent": 0, "received": 0}
+
+    @property
+    def streams(self) -> int:
+        return len(self._streams)
+
+    def call(self, request: dict[str, Any], done: Callable[[int | str], None]) -> Stream:
+        """Has the other side run a command."""
+        if len(self._streams) >= STREAMS:
+            raise ValueError(f"There are {STREAMS} streams in use. Try again later.")
+        while self._next in self._streams:
+            self._next = (self._next + 2) & 0xFFFF
+        stream = self._streams[self._next] = Stream(self, self._next, done)
+        self._next = (self._next + 2) & 0xFFFF
+        self.post(Kind.CALL, stream.number, json.dumps(request).encode())
+        self._watch()
+        return stream
+
+    def wake(self) -> bool:
+        """Takes what has arrived; returns whether there was anything."""
+        busy = False
+        try:
+            while not self.dead and (frame := self._reader.next()):
+                busy = True
+                self._handle(frame)
+                self._reader.release()
+            if busy:
+                self._heard = asyncio.get_running_loop().time()
+            if not self.dead:
+                self._flush()
+                if self.room():
+                    for stream in list(self._streams.values()):
+                        stream.resume()
+        except (ProtocolError, ValueError, TypeError) as exc:
+            self.fail(f"protocol error: {exc}")
+        if busy:
+            self._touch()
+        return busy
+
+    def fail(self, reason: str) -> None:
+        """The channel is gone: so are its streams."""
+        if self.dead:
+            return
+        self.dead = reason
+        for timer in (self._kick, self._pulse):
+            if timer:
+                timer.cancel()
+        for stream in list(self._streams.values()):
+            stream.fail(reason)
+        self._failed(reason)
+
+    # --- what streams call
+
+    def room(self) -> int:
+        """Bytes of data that can be sent now; what waits goes first. 0 if the other side does not keep to the rules."""
+        if self.dead or self._outbox:
+            return 0
+        try:
+            return max(0, self._writer.room())
+        except ProtocolError as exc:
+            asyncio.get_running_loop().call_soon(self.fail, f"protocol error: {exc}")
+            return 0
+
+    def pour(self, kind: int, number: int, fd: int, room: int) -> int:
+        """Reads from a descriptor right into the ring; returns the length, 0 at its end."""
+        length = os.readv(fd, self._writer.space(room))
+        if length:
+            self._writer.publish(kind, number, length)
+            self.bytes["sent"] += length
+            self._touch()
+        return length
+
+    def post(self, kind: int, number: int, payload: bytes = b"") -> None:
+        """Sends a frame as soon as there is room."""
+        if not self.dead:
+            self._outbox.append((kind, number, payload))
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def credit(self, stream: Stream, size: int) -> None:
+        """Tells what was taken, by larger amounts."""
+        if self.dead or stream.number not in self._streams:
+            return
+        due = self._credits.get(stream.number, 0) + size
+        self._credits[stream.number] = due
+        if due >= WINDOW // 4:
+            del self._credits[stream.number]
+            self.post(Kind.CREDIT, stream.number, _CREDIT.pack(due))
+
+    def forget(self, stream: Stream) -> None:
+        self._streams.pop(stream.number, None)
+        self._credits.pop(stream.number, None)
+
+    # --- our own
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.kind == Kind.PING:
+            self.post(Kind.PONG, 0)
+        elif frame.kind == Kind.PONG:
+            pass  # that it has come is all that matters
+        elif frame.kind == Kind.CALL:
+            self._called(frame)
+        elif stream := self._streams.get(frame.stream):
+            if frame.kind == Kind.DATA:
+                self.bytes["received"] += sum(map(len, frame.payload))
+            stream.receive(frame)
+        # Else it has ended on this side, which the other one did not know yet.
+
+    def _called(self, frame: Frame) -> None:
+        number = frame.stream
+        if number % 2 == self._side or number in self._streams:
+            raise ProtocolError(f"Stream {number} was opened by the wrong side, or twice.")
+        try:
+            if len(self._streams) >= STREAMS:
+                raise ValueError(f"There are {STREAMS} streams in use. Try again later.")
+            request = json.loads(frame.data())
+            if not isinstance(request, dict):
+                raise ValueError("no object")
+            stream = Stream(self, number, lambda _outcome: None)
+            self._streams[number] = stream
+            stream._done = self._accept(stream, request)
+        except ValueError as exc:
+            self._streams.pop(number, None)
+            self.post(Kind.RESET, number, json.dumps({"reason": f"refused: {exc}"}).encode())
+        else:
+            self._watch()
+
+    def _flush(self) -> None:
+        if self.dead:
+            return
+        try:
+            while self._outbox and self._writer.room() >= len(self._outbox[0][2]):
+                self._writer.send(*self._outbox.popleft())
+                self._touch()
+        except ProtocolError as exc:
+            self.fail(f"protocol error: {exc}")
+
+    def _touch(self) -> None:
+        """Notifies once for all that happens in this turn of the loop."""
+        if not self._kick and not self.dead:
+            self._kick = asyncio.get_running_loop().call_soon(self._kicked)
+
+    def _kicked(self) -> None:
+        self._kick = None
+        try:
+            self._notify()
+        except OSError as exc:
+            self.fail(f"the other side cannot be notified: {exc}")
+
+    def _watch(self) -> None:
+        """Looks after the other side, as long as there are streams."""
+        if not self._pulse:
+            loop = asyncio.get_running_loop()
+            self._heard = loop.time()
+            self._pulse = loop.call_later(QUIET, self._beat)
+
+    def _beat(self) -> None:
+        self._pulse = None
+        loop = asyncio.get_running_loop()
+        if not self._streams or self.dead:
+            return
+        silence = loop.time() - self._heard
+        if silence >= DEAD:
+            self.fail(f"the other side has been silent for {silence:.0f} s")
+            return
+        if silence >= QUIET:
+            self.post(Kind.PING, 0)
+        self._pulse = loop.call_later(QUIET, self._beat)
+
+
+def _credit(frame: Frame) -> int:
+    data = frame.data()
+    if len(data) != _CREDIT.size:
+        raise ProtocolError("Credit is 4 bytes.")
+    return int(_CREDIT.unpack(data)[0])
+
+
+def _field(frame: Frame, name: str, kind: type) -> Any:
+    with suppress(ValueError):
+        value = json.loads(frame.data())
+        if isinstance(value, dict) and type(value.get(name)) is kind:
+            return value[name]
+    raise ProtocolError(f"A frame of kind {frame.kind} lacks {name}.")

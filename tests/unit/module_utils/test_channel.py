@@ -1,0 +1,383 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Rings and streams of a channel, in memory of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import subprocess
+
+import pytest
+from ansible_collections.vmbeam.xen.plugins.module_utils import _channel_client, _channel_daemon, _channel_link
+from ansible_collections.vmbeam.xen.plugins.module_utils._channel_link import WINDOW, Kind, Link
+from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
+    LIMIT,
+    PAGE,
+    ProtocolError,
+    Reader,
+    Writer,
+    geometry,
+    greet,
+    greeted,
+)
+
+FRAMES = 1 + 2 * 64
+SIZE = geometry(FRAMES)
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def memory() -> memoryview:
+    return memoryview(bytearray(FRAMES * PAGE))
+
+
+# --- rings
+
+
+def rings(memory, side=0):
+    return Reader(memory, side, SIZE), Writer(memory, side, SIZE)
+
+
+def test_frames_arrive_in_order_and_wrap(memory):
+    reader, writer = rings(memory)
+    for turn in range(50):
+        sent = os.urandom(1 + 977 * turn % LIMIT)
+        writer.send(Kind.DATA, turn, sent)
+        frame = reader.next()
+        assert frame is not None
+        assert (frame.kind, frame.stream, frame.data()) == (Kind.DATA, turn, sent)
+        reader.release()
+        assert reader.next() is None
+
+
+def test_a_frame_may_fill_what_is_left_exactly(memory):
+    reader, writer = rings(memory)
+    while (room := writer.room()) >= 0:
+        writer.send(Kind.DATA, 1, bytes(room))
+    while reader.next():
+        reader.release()
+    assert writer.room() == LIMIT
+
+
+def test_each_side_has_a_ring_of_its_own(memory):
+    from_source, to_destination = rings(memory, 0)
+    from_destination, to_source = rings(memory, 1)
+    to_destination.send(Kind.DATA, 0, b"there")
+    to_source.send(Kind.DATA, 0, b"back")
+    assert from_source.next().data() == b"there"
+    assert from_destination.next().data() == b"back"
+
+
+@pytest.mark.parametrize("index", [SIZE + 1, -1, 1 << 63, 5])
+def test_an_index_of_the_other_side_that_cannot_be_is_refused(memory, index):
+    reader, _writer = rings(memory)
+    memory[:PAGE].cast("Q")[16] = index & (1 << 64) - 1
+    with pytest.raises(ProtocolError):
+        reader.next()
+
+
+def test_a_consumer_that_claims_what_was_never_sent_is_refused(memory):
+    _reader, writer = rings(memory)
+    memory[:PAGE].cast("Q")[24] = 1
+    with pytest.raises(ProtocolError):
+        writer.room()
+
+
+@pytest.mark.parametrize("at", range(20))
+def test_any_changed_byte_is_noticed(memory, at):
+    reader, writer = rings(memory)
+    writer.send(Kind.DATA, 3, b"abcd")
+    memory[PAGE + at] ^= 0x40
+    if at in (0, 2, 3):  # kind and stream are for the link to judge
+        assert reader.next() is not None
+    else:
+        with pytest.raises(ProtocolError):
+            reader.next()
+
+
+def test_a_replayed_frame_is_refused(memory):
+    reader, writer = rings(memory)
+    writer.send(Kind.DATA, 3, b"")
+    frame = bytes(memory[PAGE : PAGE + 16])
+    reader.next()
+    reader.release()
+    memory[PAGE + 16 : PAGE + 32] = frame
+    memory[:PAGE].cast("Q")[16] = 32
+    with pytest.raises(ProtocolError, match="bad header"):
+        reader.next()
+
+
+def test_handshake(memory):
+    assert not greeted(memory, 0, FRAMES)
+    greet(memory, 0, FRAMES)
+    assert greeted(memory, 0, FRAMES)
+    assert not greeted(memory, 1, FRAMES)
+    struct.pack_into("<I", memory, 256 + 8, 7)
+    with pytest.raises(ProtocolError, match="version 7"):
+        greeted(memory, 0, FRAMES)
+
+
+def test_a_channel_can_be_too_small():
+    with pytest.raises(ProtocolError, match="too small"):
+        geometry(9)
+
+
+# --- streams
+
+
+class Ends:
+    """Two links that share memory. The second runs shell commands."""
+
+    def __init__(self, memory) -> None:
+        loop = asyncio.get_running_loop()
+        self.failures: list[str] = []
+        self.notifications = 0
+        self.children: list[subprocess.Popen] = []
+
+        def notify(other: int):
+            def send() -> None:
+                self.notifications += 1
+                loop.call_soon(lambda: self.links[other].wake())
+
+            return send
+
+        self.links = [
+            Link(
+                (Reader(memory, 1 - side, SIZE), Writer(memory, side, SIZE)),
+                side,
+                notify(1 - side),
+                self.run,
+                self.failures.append,
+            )
+            for side in (0, 1)
+        ]
+
+    def run(self, stream, request):
+        if "shell" not in request:
+            raise ValueError("no shell")
+        child = subprocess.Popen(["sh", "-c", request["shell"]], **dict.fromkeys(("stdin", "stdout", "stderr"), -1))
+        self.children.append(child)
+        ends = [os.dup(pipe.fileno()) for pipe in (child.stdin, child.stdout, child.stderr)]
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            pipe.close()
+        stream.attach(sources={Kind.DATA: ends[1], Kind.ERROR: ends[2]}, sinks={Kind.DATA: ends[0]})
+        loop = asyncio.get_running_loop()
+        process = os.pidfd_open(child.pid)
+
+        def exited() -> None:
+            loop.remove_reader(process)
+            os.close(process)
+            stream.exited(child.wait())
+
+        loop.add_reader(process, exited)
+        return lambda _outcome: None
+
+    def call(self, shell: str, side: int = 0):
+        """The stream, pipes to its input and from its output and error, and what it comes to."""
+        outcome = asyncio.get_running_loop().create_future()
+        stream = self.links[side].call({"shell": shell}, outcome.set_result)
+        pipes = [os.pipe() for _ in range(3)]
+        stream.attach(sources={Kind.DATA: pipes[0][0]}, sinks={Kind.DATA: pipes[1][1], Kind.ERROR: pipes[2][1]})
+        return stream, (pipes[0][1], pipes[1][0], pipes[2][0]), outcome
+
+
+def within(coroutine):
+    async def bounded():
+        async with asyncio.timeout(PATIENCE):
+            return await coroutine
+
+    return asyncio.run(bounded())
+
+
+async def everything(fd: int) -> bytes:
+    return await asyncio.to_thread(lambda: open(fd, "rb").read())
+
+
+def test_a_command_gets_its_input_and_gives_output_error_and_code(memory):
+    async def body():
+        ends = Ends(memory)
+        _stream, (to, out, err), outcome = ends.call("cat; echo oops >&2; exit 3")
+        os.write(to, b"hello")
+        os.close(to)
+        assert await outcome == 3
+        assert await everything(out) == b"hello"
+        assert await everything(err) == b"oops\n"
+        assert [link.streams for link in ends.links] == [0, 0]
+
+    within(body())
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_many_megabytes_pass_both_ways(memory, side):
+    data = os.urandom(5 << 20)
+
+    async def body():
+        ends = Ends(memory)
+        _stream, (to, out, _err), outcome = ends.call("cat", side)
+
+        def feed() -> None:
+            with open(to, "wb") as pipe:
+                pipe.write(data)
+
+        _, received = await asyncio.gather(asyncio.to_thread(feed), everything(out))
+        assert received == data
+        assert await outcome == 0
+        # A notification for a frame and one for its room, at most, and a few around.
+        assert ends.notifications < 2 * 2 * len(data) / PAGE
+
+    within(body())
+
+
+def test_a_stream_that_nobody_reads_does_not_hold_up_another(memory):
+    async def body():
+        ends = Ends(memory)
+        stuck = ends.call("cat /dev/zero")
+        _stream, (to, out, _err), outcome = ends.call("cat")
+        os.write(to, b"still here")
+        os.close(to)
+        assert await outcome == 0
+        assert await everything(out) == b"still here"
+        stuck[0].reset("enough")
+        assert await stuck[2] == "enough"
+        while ends.links[1].streams:
+            await asyncio.sleep(0)
+        # It wrote into a pipe that nobody has any more.
+        assert await asyncio.to_thread(ends.children[0].wait) != 0
+
+    within(body())
+
+
+def test_a_caller_that_goes_away_ends_the_stream(memory):
+    async def body():
+        ends = Ends(memory)
+        _stream, (to, out, _err), outcome = ends.call("cat")
+        os.close(out)
+        os.write(to, b"x")
+        assert "gone" in await outcome
+        assert await asyncio.to_thread(ends.children[0].wait) == 0
+
+    within(body())
+
+
+def test_a_request_can_be_refused(memory):
+    async def body():
+        ends = Ends(memory)
+        outcome = asyncio.get_running_loop().create_future()
+        ends.links[0].call({}, outcome.set_result)
+        assert await outcome == "refused: no shell"
+        assert not ends.failures
+
+    within(body())
+
+
+def test_more_than_there_is_room_for_ends_the_channel(memory):
+    async def body():
+        ends = Ends(memory)
+        _stream, _pipes, outcome = ends.call("sleep 100")
+        while not ends.children:
+            await asyncio.sleep(0)
+        writer = ends.links[0]._writer
+        left = WINDOW + LIMIT + (1 << 17)  # what a pipe takes, too
+        while left > 0 and not ends.failures:
+            if writer.room() >= LIMIT:
+                writer.send(Kind.DATA, 0, bytes(LIMIT))
+                left -= LIMIT
+            ends.links[1].wake()
+            await asyncio.sleep(0)
+        assert "room" in ends.failures[0]
+        ends.children[0].kill()
+        ends.links[0].fail("test")
+        assert await outcome == "test"
+
+    within(body())
+
+
+def test_memory_that_turns_to_zeros_ends_the_channel(memory):
+    async def body():
+        ends = Ends(memory)
+        _stream, (to, _out, _err), outcome = ends.call("cat")
+        os.write(to, b"x")
+        while not ends.links[1].bytes["received"]:
+            await asyncio.sleep(0)
+        memory[:] = bytes(len(memory))
+        ends.links[1].wake()
+        assert "protocol error" in ends.failures[0]
+        await asyncio.to_thread(ends.children[0].wait)
+        # The daemon finds out by asking the hypervisor.
+        ends.links[0].fail("aborted")
+        assert await outcome == "aborted"
+
+    within(body())
+
+
+def test_a_side_that_is_silent_is_given_up(memory, monkeypatch):
+    monkeypatch.setattr(_channel_link, "QUIET", 0.05)
+    monkeypatch.setattr(_channel_link, "DEAD", 0.2)
+
+    async def body():
+        ends = Ends(memory)
+        ends.links[1].wake = lambda: False
+        _stream, _pipes, outcome = ends.call("cat")
+        assert "silent" in await outcome
+
+    within(body())
+
+
+def test_a_side_that_answers_is_not_given_up(memory, monkeypatch):
+    monkeypatch.setattr(_channel_link, "QUIET", 0.05)
+    monkeypatch.setattr(_channel_link, "DEAD", 0.5)
+
+    async def body():
+        ends = Ends(memory)
+        _stream, (to, _out, _err), outcome = ends.call("cat")
+        await asyncio.sleep(1.0)
+        assert not outcome.done()
+        os.close(to)
+        assert await outcome == 0
+
+    within(body())
+
+
+# --- what another host VM can have run
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"command": "sh"},
+        {"command": ["list"]},
+        {"command": "receive"},
+        {"command": "receive", "guest": "a; reboot"},
+        {"command": "receive", "guest": "../x"},
+        {"command": "receive", "guest": "-o"},
+        {"command": "receive", "guest": 7},
+    ],
+)
+def test_other_commands_are_refused(request_):
+    with pytest.raises(ValueError, match=r"^(command|guest): "):
+        _channel_daemon.command(request_)
+
+
+def test_the_receiver_is_the_modules():
+    argv = _channel_daemon.command({"command": "receive", "guest": "web1"})
+    assert argv[-3:] == ["xl", "migrate-receive", "--zero-copy"]
+    assert "/run/lock/vmbeam-receive-web1.lock" in argv
+
+
+# --- the command
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["receive"], ["list", "x"], ["receive", "web1", "1", "2"], ["reboot"], ["status", "-1"]],
+)
+def test_wrong_usage(arguments):
+    assert _channel_client._request(arguments) is None
+
+
+def test_a_session_may_be_named():
+    assert _channel_client._request(["receive", "web1", "3"]) == {"command": "receive", "guest": "web1", "session": 3}
