@@ -127,6 +127,8 @@ class Benchmark:
         options: dict[str, object] = {**results.METHODS[method]}
         if options["strategy"] == "zero_copy":
             options["session"] = self._session(source, destination)
+            # One channel serves both directions.
+            options["channel"] = self._session(*sorted((source, destination)), purpose="channel")
         before = guests.reset_ticks(self.port, word)
         moved = ansible.module(
             inventory.slot_name(self.machine, source),
@@ -149,13 +151,14 @@ class Benchmark:
             "longest_gap_seconds": guests.longest_gap(after),
         }
 
-    def _session(self, source: str, destination: str) -> int:
-        """Return the number of a session that lets one host VM pass a guest's memory to the other."""
-        names = {
-            role: inventory.slot_name(self.machine, slot)
-            for role, slot in (("source", source), ("destination", destination))
+    def _session(self, source: str, destination: str, purpose: str = "guest") -> int:
+        """Return the number of a session that lets one host VM pass a guest's memory to the other, or of a channel."""
+        options = {
+            "source": inventory.slot_name(self.machine, source),
+            "destination": inventory.slot_name(self.machine, destination),
+            "purpose": purpose,
         }
-        return ansible.module(self.machine.name, "vmbeam.xen.zero_copy_session", names)["sessions"][0]["session"]
+        return ansible.module(self.machine.name, "vmbeam.xen.zero_copy_session", options)["sessions"][0]["session"]
 
     def _check_memory(self, name: str) -> None:
         """Wait until each page was verified after the last migration."""

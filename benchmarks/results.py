@@ -11,7 +11,7 @@ METHODS: dict[str, dict[str, str]] = {
     "precopy-tcp": {"strategy": "precopy", "transport": "tcp"},
     "suspend-ssh": {"strategy": "suspend", "transport": "ssh"},
     "suspend-tcp": {"strategy": "suspend", "transport": "tcp"},
-    "zero-copy": {"strategy": "zero_copy", "transport": "tcp"},
+    "zero-copy": {"strategy": "zero_copy", "transport": "channel"},
 }
 BASELINE = "precopy-ssh"
 

@@ -82,15 +82,10 @@ class Lab:
         argv = ["ansible-inventory", "-i", str(paths.INVENTORY), "--list"]
         return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True).stdout
 
-    def start_playbook(self, name: str, *arguments: str) -> subprocess.Popen:
-        """Start a playbook and let it run."""
-        return subprocess.Popen(
-            playbook_argv(name, *arguments),
-            **ANSIBLE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start_playbook(self, log: pathlib.Path, name: str, *arguments: str) -> subprocess.Popen:
+        """Start a playbook and let it run. A file takes its output: nobody reads a pipe meanwhile."""
+        with log.open("w") as output:
+            return subprocess.Popen(playbook_argv(name, *arguments), **ANSIBLE, stdout=output, stderr=subprocess.STDOUT)
 
     def host(self, *words: str, timeout: float = 60) -> str:
         """Run a command in host dom0."""
