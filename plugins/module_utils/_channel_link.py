@@ -33,6 +33,8 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
 #: Bytes of a stream that the receiver keeps when whom they are for does not take them.
 WINDOW = 4 * LIMIT
 STREAMS = 64
+#: Frames to take before others in this process have their turn.
+TURNS = 32
 #: Seconds without a sign of life until the other side is asked for one, and until it is given up.
 QUIET, DEAD = 20.0, 60.0
 _CREDIT = struct.Struct("<I")
@@ -326,10 +328,12 @@ class Link:
         return stream
 
     def wake(self) -> bool:
-        """Takes what has arrived; returns whether there was anything."""
+        """Takes some of what has arrived; returns whether there was anything: then call it again, later."""
         busy = False
         try:
-            while not self.dead and (frame := self._reader.next()):
+            for _turn in range(TURNS):
+                if self.dead or not (frame := self._reader.next()):
+                    break
                 busy = True
                 self._handle(frame)
                 self._reader.release()

@@ -140,7 +140,7 @@ class Ends:
         def notify(other: int):
             def send() -> None:
                 self.notifications += 1
-                loop.call_soon(lambda: self.links[other].wake())
+                loop.call_soon(self.wake, other)
 
             return send
 
@@ -154,6 +154,10 @@ class Ends:
             )
             for side in (0, 1)
         ]
+
+    def wake(self, side: int) -> None:
+        if self.links[side].wake():
+            asyncio.get_running_loop().call_soon(self.wake, side)
 
     def run(self, stream, request):
         if "shell" not in request:
