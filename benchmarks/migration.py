@@ -127,8 +127,7 @@ class Benchmark:
         options: dict[str, object] = {**results.METHODS[method]}
         if options["strategy"] == "zero_copy":
             options["session"] = self._session(source, destination)
-            # One channel serves both directions.
-            options["channel"] = self._session(*sorted((source, destination)), purpose="channel")
+            options["channel"] = self._session(source, destination, purpose="channel")
         before = guests.reset_ticks(self.port, word)
         moved = ansible.module(
             inventory.slot_name(self.machine, source),

@@ -7,26 +7,32 @@
 
 Channels come and go as host dom0 sets them up; the interrupt tells. A local client passes its standard input, output
 and error through a socket, and the daemon joins them to a stream; the daemon at the other end runs the command. What
-another host VM can have run here is in COMMANDS, and host dom0 decides which host VM that is.
+another host VM can have run here is in COMMANDS, and host dom0 decides which host VM that is. The destination trusts
+the source with the configuration of the guest, as it would by ssh; the source runs nothing but lists for the
+destination.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import logging
 import os
-import re
 import shlex
 import socket
+import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.vmbeam.xen.plugins.module_utils._channel_link import Kind, Link, Stream
+from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._channel_link import STREAMS, Kind, Link, Stream
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_pages import Interrupt, Pages
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     PAGE,
@@ -37,67 +43,105 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     greet,
     greeted,
 )
-from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import GuestSessions
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import InvalidInput
+from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import GuestSessions, Unsupported, require_capable
 
 SOCKET = Path("/run/vmbeam/channel.sock")
 #: Exit code of flock when another receiver of the guest is at work; _migrate knows it.
 LOCKED = 75
-#: Seconds that a client waits for a channel to come up.
-COMING = 60.0
+#: Exit code where the hypervisors know no zero-copy; the service knows it.
+UNAVAILABLE = 69
+#: Seconds that a client waits for a channel to come up. Whoever runs the client has more patience than that.
+COMING = 30.0
+#: Seconds until memory that a device model still held is tried again, and how often.
+BUSY_DELAY, BUSY_TURNS = 0.25, 120
+#: Seconds, at least, between two looks for channels that are new or over.
+LOOK_ROUND = 1.0
 REQUEST = 4096
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+#: Bytes of output, and of errors, that a client takes: no command has that much to say.
+OUTPUT = 1 << 20
 _log = logging.getLogger("vmbeam-channel")
+
+
+@dataclass(frozen=True)
+class Command:
+    """arguments: makes an argument vector of a request, or raises ValueError. to: the side that runs it, or None."""
+
+    arguments: Callable[[dict[str, Any]], list[str]]
+    takes_input: bool = True
+    to: int | None = None
 
 
 def _receive(request: dict[str, Any]) -> list[str]:
     guest = request.get("guest")
-    if not isinstance(guest, str) or not _NAME.fullmatch(guest):
-        raise ValueError("guest: no name of a guest")
+    try:
+        _checks.domain_name("guest", guest if isinstance(guest, str) else "")
+    except InvalidInput as exc:
+        raise ValueError(exc.message) from exc
     lock = f"/run/lock/vmbeam-receive-{guest}.lock"
     return ["flock", "-n", "-o", "-E", str(LOCKED), lock, "xl", "migrate-receive", "--zero-copy"]
 
 
-#: What the other side can have run here: it makes of a request an argument vector, or raises ValueError.
-COMMANDS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-    "receive": _receive,
-    "list": lambda _request: ["xl", "list", "-v"],
+#: What the other side can have run here.
+COMMANDS = {
+    "receive": Command(_receive, to=1),
+    "list": Command(lambda _request: ["xl", "list", "-v"], takes_input=False),
     # To measure the channel.
-    "discard": lambda _request: ["dd", "of=/dev/null", "bs=256K", "status=none"],
+    "discard": Command(lambda _request: ["dd", "of=/dev/null", "bs=256K", "status=none"]),
 }
 
 
-def command(request: dict[str, Any]) -> list[str]:
-    """The argument vector of a request; raises ValueError."""
+def command(request: dict[str, Any], side: int) -> tuple[Command, list[str]]:
+    """What a request has the given side run, and its argument vector; raises ValueError."""
     found = COMMANDS.get(str(request.get("command")))
     if not found:
         raise ValueError(f"command: one of {', '.join(COMMANDS)} is needed")
-    return found(request)
+    if found.to not in (None, side):
+        raise ValueError(f"command: only the source of a channel can ask for {request['command']}")
+    return found, found.arguments(request)
 
 
 class Channel:
-    """One channel, from its creation to its end."""
+    """One channel, from its creation to its end. wanted: has wake() called soon."""
 
-    def __init__(self, sessions: GuestSessions, pages: Pages, ended: Callable[[Channel], None]) -> None:
+    def __init__(
+        self, sessions: GuestSessions, pages: Pages, wanted: Callable[[], None], ended: Callable[[Channel], None]
+    ) -> None:
         self._sessions = sessions
         self._pages = pages
+        self._wanted = wanted
         self._ended = ended
         self._greeted = False
+        self._busy_turns = 0
+        self._children = 0
+        self._over = False
         self.link: Link | None = None
         self.session = pages.session
 
     def wake(self) -> bool:
         """Goes on with what can be done; returns whether there was anything."""
         try:
-            if self.link:
-                return self.link.wake()
-            self._come_up()
+            if not self.link:
+                self._come_up()
+            return bool(self.link and self.link.wake())
         except (OSError, ProtocolError) as exc:
             self.fail(str(exc))
+        except Exception as exc:  # whatever the other side has found, it must not reach other channels
+            _log.exception("channel %d", self.session)
+            self.fail(f"internal error: {exc!r}")
         return False
 
     def _come_up(self) -> None:
         pages, size = self._pages, geometry(self._pages.frames)
-        if not pages.join():
+        try:
+            if not pages.join():
+                return
+        except OSError as exc:
+            if exc.errno != errno.EBUSY or self._busy_turns == BUSY_TURNS:
+                raise
+            # No interrupt tells when a device model lets go.
+            self._busy_turns += 1
+            asyncio.get_running_loop().call_later(BUSY_DELAY, self._wanted)
             return
         if not self._greeted:
             greet(pages.memory, pages.side, pages.frames)
@@ -108,9 +152,8 @@ class Channel:
                 Reader(pages.memory, 1 - pages.side, size),
                 Writer(pages.memory, pages.side, size),
             )
-            self.link = Link(rings, pages.side, pages.notify, _run, self.fail)
+            self.link = Link(rings, pages.side, pages.notify, self._run, self.fail)
             _log.info("channel %d is up, %d KiB each way", self.session, size >> 10)
-            self.link.wake()
 
     def check(self) -> None:
         """Ends it if the hypervisor says that it is over."""
@@ -125,12 +168,68 @@ class Channel:
         if self.link and not self.link.dead:
             self.link.fail(reason)  # calls this again
             return
+        if self._over:
+            return
+        self._over = True
         _log.info("channel %d: %s", self.session, reason)
         try:
             self._pages.end()
         except OSError as exc:
             _log.error("channel %d cannot be closed: %s", self.session, exc)
         self._ended(self)
+
+    def call(self, request: dict[str, Any], fds: list[int], done: Callable[[int | str], None]) -> Stream:
+        """Has the other side run a command; takes the descriptors out of the list. Raises ValueError."""
+        assert self.link  # noqa: S101 - for the type checker
+        takes_input = command(request, 1 - self._pages.side)[0].takes_input
+        stream = self.link.call(request, done)
+        standard_input, output, error = fds
+        fds.clear()
+        if not takes_input:
+            os.close(standard_input)
+            stream.end()
+        stream.attach(
+            sources={Kind.DATA: standard_input} if takes_input else {},
+            sinks={Kind.DATA: output, Kind.ERROR: error},
+            limit=OUTPUT,
+        )
+        return stream
+
+    def _run(self, stream: Stream, request: dict[str, Any]) -> Callable[[int | str], None]:
+        """Runs a command for the other side; returns what is to be called when the stream ends."""
+        _command, argv = command(request, self._pages.side)
+        if self._children >= STREAMS:
+            raise ValueError(f"{STREAMS} commands have not ended yet. Try again later.")
+        child = subprocess.Popen(
+            # A service of its own: what xl leaves behind for the guest belongs there, and is not confined like this
+            # daemon is.
+            ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", "-p", "KillMode=process", *argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._children += 1
+        _log.info("stream %d: %s", stream.number, shlex.join(argv))
+        assert child.stdin and child.stdout and child.stderr  # noqa: S101, PT018
+        with child.stdin, child.stdout, child.stderr:
+            ends = [os.dup(pipe.fileno()) for pipe in (child.stdin, child.stdout, child.stderr)]
+        stream.attach(sources={Kind.DATA: ends[1], Kind.ERROR: ends[2]}, sinks={Kind.DATA: ends[0]})
+        loop = asyncio.get_running_loop()
+        process = os.pidfd_open(child.pid)
+
+        def exited() -> None:
+            loop.remove_reader(process)
+            os.close(process)
+            self._children -= 1
+            stream.exited(child.wait())
+
+        loop.add_reader(process, exited)
+
+        def done(outcome: int | str) -> None:
+            # The command has lost its pipes then, and tidies up by itself.
+            _log.info("stream %d: %s", stream.number, f"exit code {outcome}" if isinstance(outcome, int) else outcome)
+
+        return done
 
     def status(self) -> dict[str, Any]:
         return {
@@ -143,40 +242,6 @@ class Channel:
         }
 
 
-def _run(stream: Stream, request: dict[str, Any]) -> Callable[[int | str], None]:
-    """Runs a command for the other side; returns what is to be called when the stream ends."""
-    argv = command(request)
-    child = subprocess.Popen(
-        # A service of its own: what xl leaves behind for the guest belongs there, and is not confined like this
-        # daemon is.
-        ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", "-p", "KillMode=process", *argv],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    _log.info("stream %d: %s", stream.number, shlex.join(argv))
-    assert child.stdin and child.stdout and child.stderr  # noqa: S101, PT018
-    ends = [os.dup(pipe.fileno()) for pipe in (child.stdin, child.stdout, child.stderr)]
-    for pipe in (child.stdin, child.stdout, child.stderr):
-        pipe.close()
-    stream.attach(sources={Kind.DATA: ends[1], Kind.ERROR: ends[2]}, sinks={Kind.DATA: ends[0]})
-    loop = asyncio.get_running_loop()
-    process = os.pidfd_open(child.pid)
-
-    def exited() -> None:
-        loop.remove_reader(process)
-        os.close(process)
-        stream.exited(child.wait())
-
-    loop.add_reader(process, exited)
-
-    def done(outcome: int | str) -> None:
-        # The command has lost its pipes then, and tidies up by itself.
-        _log.info("stream %d: %s", stream.number, f"exit code {outcome}" if isinstance(outcome, int) else outcome)
-
-    return done
-
-
 class Daemon:
     """All channels of this dom0, and its clients."""
 
@@ -185,6 +250,9 @@ class Daemon:
         self._interrupt = Interrupt()
         self._channels: dict[int, Channel] = {}
         self._changed = asyncio.Event()
+        self._soon: asyncio.Handle | None = None
+        self._later: asyncio.Handle | None = None
+        self._looked = 0.0
 
     async def serve(self) -> None:
         """Runs for ever; raises OSError."""
@@ -202,7 +270,12 @@ class Daemon:
         self._wake()
         clients: set[asyncio.Task[None]] = set()
         while True:
-            connection, _address = await loop.sock_accept(listener)
+            try:
+                connection, _address = await loop.sock_accept(listener)
+            except OSError as exc:
+                _log.error("no client can be served: %s", exc)
+                await asyncio.sleep(1.0)
+                continue
             task = asyncio.create_task(self._client(connection))
             clients.add(task)
             task.add_done_callback(clients.discard)
@@ -221,95 +294,100 @@ class Daemon:
         self._wake()
 
     def _wake(self) -> None:
-        busy = [channel.wake() for channel in list(self._channels.values())]
-        if any(busy):
-            # An interrupt has many reasons but comes once: look again until there is nothing left.
-            asyncio.get_running_loop().call_soon(self._wake)
-        else:
-            self._look_round()
-        self._changed.set()
-        self._changed.clear()
+        if not self._soon:
+            self._soon = asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Serves all channels in turn. An interrupt has many reasons but comes once, so it also looks for others."""
+        self._soon = None
+        for channel in list(self._channels.values()):
+            if channel.wake():
+                self._wake()
+        if not self._later:
+            self._later = asyncio.get_running_loop().call_at(self._looked + LOOK_ROUND, self._look_round)
+        self._tell()
 
     def _look_round(self) -> None:
         """Finds channels that are new, or over."""
+        self._later = None
+        self._looked = asyncio.get_running_loop().time()
         for channel in list(self._channels.values()):
             channel.check()
         for session in self._sessions.all():
             if session.channel and session.state == "open" and session.owner is None:
                 try:
-                    channel = Channel(self._sessions, Pages(self._sessions, session), self._gone)
+                    channel = Channel(self._sessions, Pages(self._sessions, session), self._wake, self._gone)
                 except OSError as exc:
                     if exc.errno != errno.ENOTCONN:
                         _log.error("channel %d cannot be opened: %s", session.session, exc)
                     continue
                 self._channels[session.session] = channel
-                channel.wake()
+                if channel.wake():
+                    self._wake()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Lets clients look whether the channel that they wait for is up."""
+        self._changed.set()
+        self._changed.clear()
 
     def _gone(self, channel: Channel) -> None:
         self._channels.pop(channel.session, None)
+        # Its parts refer to each other. There is not enough memory of that kind to wait until they are found.
+        asyncio.get_running_loop().call_soon(gc.collect)
 
     # --- clients
 
     async def _client(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         connection.setblocking(False)
+        fds: list[int] = []
         with connection:
-            await _ready(connection)
             try:
+                await _ready(connection)
                 text, fds, _flags, _address = socket.recv_fds(connection, REQUEST, 3)
-                request = json.loads(text)
-            except (OSError, ValueError) as exc:
-                _log.warning("bad request: %s", exc)
-                return
-            try:
-                answer = await self._serve_client(request, fds, connection)
+                answer = await self._serve_client(json.loads(text), fds, connection)
             except (ValueError, OSError) as exc:
                 answer = {"error": str(exc)}
+            finally:
+                for fd in fds:
+                    os.close(fd)
             with suppress(OSError):
-                await loop.sock_sendall(connection, json.dumps(answer).encode() + b"\n")
+                await asyncio.get_running_loop().sock_sendall(connection, json.dumps(answer).encode() + b"\n")
 
     async def _serve_client(self, request: dict[str, Any], fds: list[int], connection: socket.socket) -> dict[str, Any]:
-        try:
-            if request.get("command") == "status":
-                return {"channels": [channel.status() for channel in self._channels.values()]}
-            command(request)
-            if len(fds) != 3:
-                raise ValueError("three descriptors are needed")
-            link = await self._link(request.pop("session", None))
-        except BaseException:
-            for fd in fds:
-                os.close(fd)
-            raise
+        if request.get("command") == "status":
+            return {"channels": [channel.status() for channel in self._channels.values()]}
+        if len(fds) != 3:
+            raise ValueError("three descriptors are needed")
+        for number, fd in enumerate(fds):
+            fds[number] = _of_our_own(fd, os.O_WRONLY if number else os.O_RDONLY)
+        channel = await self._channel(request.pop("session", None))
         outcome: asyncio.Future[int | str] = asyncio.get_running_loop().create_future()
-        stream = link.call(request, outcome.set_result)
-        stream.attach(sources={Kind.DATA: fds[0]}, sinks={Kind.DATA: fds[1], Kind.ERROR: fds[2]})
+        stream = channel.call(request, fds, outcome.set_result)
         gone = asyncio.ensure_future(_ready(connection))
         ends: list[asyncio.Future[Any]] = [outcome, gone]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not outcome.done():
             stream.reset("the client has gone")
         gone.cancel()
-        result = await outcome
+        await asyncio.wait(ends)
+        result = outcome.result()
         return {"code": result} if isinstance(result, int) else {"error": result}
 
-    async def _link(self, session: int | None) -> Link:
-        """The channel's, once it is up; ValueError if there is none."""
+    async def _channel(self, session: int | None) -> Channel:
+        """The channel, once it is up; ValueError if there is none."""
 
-        def found() -> Link | None:
-            links = [
-                channel.link
-                for channel in self._channels.values()
-                if channel.link and session in (None, channel.session)
-            ]
-            if len(links) > 1:
+        def found() -> Channel | None:
+            up = [channel for channel in self._channels.values() if channel.link and session in (None, channel.session)]
+            if len(up) > 1:
                 raise ValueError("session: there are several channels. Name one.")
-            return links[0] if links else None
+            return up[0] if up else None
 
         with suppress(TimeoutError):
             async with asyncio.timeout(COMING):
-                while not (link := found()):
+                while not (channel := found()):
                     await self._changed.wait()
-                return link
+                return channel
         what = "no channel" if session is None else f"no channel {session}"
         raise ValueError(f"session: there is {what} that is up. Does vmbeam-channel run in the other host VM?")
 
@@ -318,11 +396,21 @@ async def _ready(connection: socket.socket) -> None:
     """Waits until something can be read, or the other end is gone."""
     loop = asyncio.get_running_loop()
     event = asyncio.Event()
-    loop.add_reader(connection.fileno(), event.set)
+    fd = connection.fileno()
+    loop.add_reader(fd, event.set)
     try:
         await event.wait()
     finally:
-        loop.remove_reader(connection.fileno())
+        loop.remove_reader(fd)
+
+
+def _of_our_own(fd: int, flags: int) -> int:
+    """Replaces a pipe by one that can be made non-blocking without that its other users notice."""
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return fd
+    own = os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.close(fd)
+    return own
 
 
 def serve() -> None:
@@ -331,4 +419,9 @@ def serve() -> None:
     async def main() -> None:
         await Daemon().serve()
 
+    try:
+        require_capable()
+    except Unsupported as exc:
+        _log.info("%s", exc.message)
+        sys.exit(UNAVAILABLE)
     asyncio.run(main())

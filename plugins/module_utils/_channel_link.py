@@ -33,6 +33,10 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
 #: Bytes of a stream that the receiver keeps when whom they are for does not take them.
 WINDOW = 4 * LIMIT
 STREAMS = 64
+#: Bytes of a request, an outcome or a credit.
+CONTROL_LIMIT = 4096
+#: Frames that wait for room; the other side does not take what it is sent if there are more.
+WAITING = 16 * STREAMS
 #: Frames to take before others in this process have their turn.
 TURNS = 32
 #: Seconds without a sign of life until the other side is asked for one, and until it is given up.
@@ -146,16 +150,24 @@ class Stream:
     def __init__(self, link: Link, number: int, done: Callable[[int | str], None]) -> None:
         self._link = link
         self.number = number
+        #: Whether this side called.
+        self.ours = number % 2 == link.side
         self._done: Callable[[int | str], None] | None = done
         self._credit = WINDOW
         self._owed = 0
+        self._received = 0
+        self._limit: int | None = None
         self._sinks: dict[int, _Sink] = {}
         self._sources: dict[int, int] = {}  # kind: descriptor
         self._paused = True
         self._exit: int | None = None
 
-    def attach(self, *, sources: dict[int, int], sinks: dict[int, int]) -> None:
-        """Joins descriptors to the stream, by the kind of frame that carries what passes."""
+    def attach(self, *, sources: dict[int, int], sinks: dict[int, int], limit: int | None = None) -> None:
+        """Joins descriptors to the stream, by the kind of frame that carries what passes.
+
+        limit: bytes to receive at most.
+        """
+        self._limit = limit
         for kind, fd in sinks.items():
             self._sinks[kind] = _Sink(fd, self._taken, self._broken)
         for kind, fd in sources.items():
@@ -167,6 +179,10 @@ class Stream:
         """The command has ended; told to the caller when its output has been sent."""
         self._exit = code
         self._finish()
+
+    def end(self) -> None:
+        """Tells the other side that there is no input."""
+        self._link.post(Kind.END, self.number)
 
     def reset(self, reason: str) -> None:
         """Gives up, and tells the other side."""
@@ -184,8 +200,12 @@ class Stream:
         if frame.kind in (Kind.DATA, Kind.ERROR):
             size = sum(map(len, frame.payload))
             self._owed += size
+            self._received += size
             if self._owed > WINDOW:
                 raise ProtocolError(f"Stream {self.number} was sent more than there is room for.")
+            if self._limit is not None and self._received > self._limit:
+                self.reset(f"the other side has more to say than {self._limit} bytes")
+                return
             sink = self._sinks.get(frame.kind)
             if sink:
                 sink.write(frame.payload)
@@ -197,15 +217,11 @@ class Stream:
                 raise ProtocolError(f"Stream {self.number} was given more credit than there is.")
             self.resume()
         elif frame.kind == Kind.END:
-            if sink := self._sinks.get(Kind.DATA):
+            if (sink := self._sinks.get(Kind.DATA)) and sink.open:
                 sink.end(lambda: None)
         elif frame.kind == Kind.EXIT:
             code = _field(frame, "code", int)
-            sink = self._sinks.get(Kind.DATA)
-            if sink and sink.open:
-                sink.end(lambda: self._exit_told(code))
-            else:
-                self._exit_told(code)
+            self._exit_told(code)
         elif frame.kind == Kind.RESET:
             self.fail(_field(frame, "reason", str)[:500])
         else:
@@ -216,8 +232,12 @@ class Stream:
         if self._paused and self._credit and self._link.room():
             self._paused = False
             loop = asyncio.get_running_loop()
-            for kind, fd in self._sources.items():
-                loop.add_reader(fd, self._readable, kind, fd)
+            try:
+                for kind, fd in self._sources.items():
+                    loop.add_reader(fd, self._readable, kind, fd)
+            except PermissionError:
+                # A file, or /dev/null. Later, because the caller may have more to attach.
+                loop.call_soon(self.reset, "standard input is nothing that can be waited for. Use a pipe.")
 
     # --- our own
 
@@ -254,6 +274,11 @@ class Stream:
             self._tell(self._exit)
 
     def _exit_told(self, code: int) -> None:
+        """The outcome, when all output that came before it is written."""
+        for sink in self._sinks.values():
+            if sink.open:
+                sink.end(lambda: self._exit_told(code))
+                return
         self._close()
         self._tell(code)
 
@@ -263,8 +288,10 @@ class Stream:
         self._link.credit(self, size)
 
     def _broken(self) -> None:
-        """Whom the data is for does not want it any more. Its command must learn of that by its output breaking."""
-        self.reset("whom the output is for has gone")
+        """Whom the data is for does not want it any more. A command must learn of that by its output breaking."""
+        if self.ours:
+            self.reset("whom the output is for has gone")
+        # Else it is a command that has read enough; what comes of it tells its exit code.
 
     def _close(self) -> None:
         self._pause()
@@ -297,7 +324,7 @@ class Link:
         failed: Callable[[str], None],
     ) -> None:
         self._reader, self._writer = rings
-        self._side = side
+        self.side = side
         self._notify = notify
         self._accept = accept
         self._failed = failed
@@ -385,9 +412,14 @@ class Link:
 
     def post(self, kind: int, number: int, payload: bytes = b"") -> None:
         """Sends a frame as soon as there is room."""
-        if not self.dead:
-            self._outbox.append((kind, number, payload))
-            asyncio.get_running_loop().call_soon(self._flush)
+        if self.dead:
+            return
+        loop = asyncio.get_running_loop()
+        if len(self._outbox) >= WAITING:
+            loop.call_soon(self.fail, "the other side does not take what it is sent")
+            return
+        self._outbox.append((kind, number, payload))
+        loop.call_soon(self._flush)
 
     def credit(self, stream: Stream, size: int) -> None:
         """Tells what was taken, by larger amounts."""
@@ -420,18 +452,16 @@ class Link:
 
     def _called(self, frame: Frame) -> None:
         number = frame.stream
-        if number % 2 == self._side or number in self._streams:
+        if number % 2 == self.side or number in self._streams:
             raise ProtocolError(f"Stream {number} was opened by the wrong side, or twice.")
+        request = _object(frame)
         try:
             if len(self._streams) >= STREAMS:
                 raise ValueError(f"There are {STREAMS} streams in use. Try again later.")
-            request = json.loads(frame.data())
-            if not isinstance(request, dict):
-                raise ValueError("no object")
             stream = Stream(self, number, lambda _outcome: None)
             self._streams[number] = stream
             stream._done = self._accept(stream, request)
-        except ValueError as exc:
+        except (ValueError, OSError) as exc:
             self._streams.pop(number, None)
             self.post(Kind.RESET, number, json.dumps({"reason": f"refused: {exc}"}).encode())
         else:
@@ -480,16 +510,31 @@ class Link:
         self._pulse = loop.call_later(QUIET, self._beat)
 
 
+def _control(frame: Frame) -> bytes:
+    """The payload of a frame that is not data."""
+    if sum(map(len, frame.payload)) > CONTROL_LIMIT:
+        raise ProtocolError(f"A frame of kind {frame.kind} is larger than {CONTROL_LIMIT} bytes.")
+    return frame.data()
+
+
 def _credit(frame: Frame) -> int:
-    data = frame.data()
+    data = _control(frame)
     if len(data) != _CREDIT.size:
         raise ProtocolError("Credit is 4 bytes.")
     return int(_CREDIT.unpack(data)[0])
 
 
+def _object(frame: Frame) -> dict[str, Any]:
+    # Deeply nested arrays end in a RecursionError.
+    with suppress(ValueError, RecursionError):
+        value = json.loads(_control(frame))
+        if isinstance(value, dict):
+            return value
+    raise ProtocolError(f"A frame of kind {frame.kind} has no JSON object.")
+
+
 def _field(frame: Frame, name: str, kind: type) -> Any:
-    with suppress(ValueError):
-        value = json.loads(frame.data())
-        if isinstance(value, dict) and type(value.get(name)) is kind:
-            return value[name]
-    raise ProtocolError(f"A frame of kind {frame.kind} lacks {name}.")
+    value = _object(frame).get(name)
+    if type(value) is not kind:
+        raise ProtocolError(f"A frame of kind {frame.kind} lacks {name}.")
+    return value

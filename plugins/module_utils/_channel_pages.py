@@ -54,7 +54,8 @@ class Interrupt:
 class Pages:
     """A channel that this dom0 takes part in, and its memory once the other side has lent it, or taken it.
 
-    Every call may raise OSError: ENOTCONN when the channel was aborted or the other host VM is dead.
+    Every call may raise OSError: ENOTCONN when the channel was aborted or the other host VM is dead. join() raises
+    EBUSY for as long as a device model holds on to a page.
     """
 
     def __init__(self, sessions: GuestSessions, session: Session) -> None:
@@ -97,7 +98,7 @@ class Pages:
         self._sessions.notify(self.session)
 
     def end(self) -> None:
-        """Gives the memory back to whom it belongs. May be called at any time, and again."""
+        """Gives the shared memory back to whom it belongs. May be called at any time, and again."""
         for step in (self._sessions.abort, self._sessions.close_session):
             try:
                 step(self.session)

@@ -32,10 +32,10 @@ LIMIT = 1 << 17
 
 _HEADER = struct.Struct("<BBHIII")
 _HELLO = struct.Struct("<QII")
-# Words of 64 bits in the control page, by sender: source, destination.
+# In the control page, by sender: source, destination. Indices are at words of 64 bits, hellos at bytes.
 _PRODUCED = (16, 32)
 _CONSUMED = (24, 40)
-_HELLOS = (256, 320)
+_HELLOS = (512, 576)
 
 
 class ProtocolError(Exception):

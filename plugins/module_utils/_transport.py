@@ -12,7 +12,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from ansible_collections.vmbeam.xen.plugins.module_utils import _tcp_relay
+from ansible_collections.vmbeam.xen.plugins.module_utils import _process, _tcp_relay
+from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
+from ansible_collections.vmbeam.xen.plugins.module_utils._xl import QUICK, domains
 
 # Bound what a dead network can cost: about two minutes. The first given wins in ssh, so the
 # administrator's arguments come before these.
@@ -37,9 +39,9 @@ def channel_rune(guest: str, session: int | None) -> str:
     return shlex.join(["exec", *_channel("receive", guest, session=session)])
 
 
-def channel_listing(session: int | None) -> list[str]:
-    """The command that prints the domains of the other host VM."""
-    return _channel("list", session=session)
+def channel_domains(session: int | None) -> list[Domain]:
+    """The domains of the other host VM, except Domain-0; raises CommandError and its siblings."""
+    return domains(_process.run(_channel("list", session=session), QUICK).check().stdout)
 
 
 def _channel(*arguments: str, session: int | None) -> list[str]:

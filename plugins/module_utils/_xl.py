@@ -38,17 +38,18 @@ _UNAVAILABLE = (
 SSH_FAILED = 255
 
 
+def domains(table: str) -> list[Domain]:
+    """The domains that xl list -v prints, except Domain-0."""
+    return [domain for domain in _parse.domain_table(table) if domain.domid != 0]
+
+
 class Xl:
     """Runs xl. Errors: CommandError and its siblings in _errors, each with xl's own words."""
 
-    def __init__(self, run: _process.Run = _process.run, ssh: Sequence[str] = (), listing: Sequence[str] = ()) -> None:
-        """ssh: the command and arguments that reach another dom0, or empty for this one.
-
-        listing: a faster way to have another dom0's list of domains, if there is one.
-        """
+    def __init__(self, run: _process.Run = _process.run, ssh: Sequence[str] = ()) -> None:
+        """ssh: the command and arguments that reach another dom0, or empty for this one."""
         self._run = run
         self._ssh = tuple(ssh)
-        self._listing = tuple(listing)
 
     def shell(self, command: str, timeout: float = QUICK) -> _process.Result:
         """Runs a shell command in the dom0 that this object stands for."""
@@ -91,8 +92,7 @@ class Xl:
 
     def domains(self) -> list[Domain]:
         """All domains except Domain-0."""
-        table = self._run(self._listing, QUICK).check().stdout if self._listing else self.xl("list", "-v")
-        return [domain for domain in _parse.domain_table(table) if domain.domid != 0]
+        return domains(self.xl("list", "-v"))
 
     def domain(self, name: str) -> Domain | None:
         return next((domain for domain in self.domains() if domain.name == name), None)

@@ -86,7 +86,7 @@ class _Extent(ctypes.Structure):
 
 
 # XEN_DOMCTL_ZEROCOPY_EXT_*
-_DONE, _UNSEEN, _AGAIN = 0, 1, 5
+_DONE, _UNSEEN, _AGAIN, _BUSY = 0, 1, 5, 6
 _DOM0 = ctypes.c_uint32(0)
 
 
@@ -282,12 +282,17 @@ class GuestSessions(_Control):
         self.call("guest_prepare", _DOM0, ctypes.c_uint32(session))
 
     def share(self, session: int, grefs: Sequence[int]) -> bool:
-        """Lends, or takes, a page for each grant reference; False if the other side has not lent all of it yet."""
+        """Lends, or takes, a page for each grant reference; False if the other side has not lent all of it yet.
+
+        Raises OSError EBUSY if a device model has not dropped a page yet: then repeat prepare(), and this.
+        """
         extents = (_Extent * len(grefs))(
             *(_Extent(gfn=index, gref=gref, status=_UNSEEN) for index, gref in enumerate(grefs))
         )
         self.call("guest_extents", _DOM0, *map(ctypes.c_uint32, (session, 0, len(grefs))), extents)
         outcomes = {extent.status for extent in extents}
+        if _BUSY in outcomes:
+            raise OSError(errno.EBUSY, f"pages of session {session} are in use by a device model")
         if outcomes - {_DONE, _AGAIN}:
             raise OSError(errno.EINVAL, f"pages of session {session} cannot be shared: status {sorted(outcomes)}")
         return _AGAIN not in outcomes

@@ -175,7 +175,7 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._migrate import Links, 
 from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import DESTINATION
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
 from ansible_collections.vmbeam.xen.plugins.module_utils._transport import (
-    channel_listing,
+    channel_domains,
     channel_rune,
     ssh_command,
     ssh_rune,
@@ -199,7 +199,7 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         if params["strategy"] != "zero_copy":
             raise InvalidInput(f"transport: strategy {params['strategy']} cannot use a channel. Use ssh or tcp.")
         links = Links(
-            Xl(), Xl(ssh=ssh, listing=channel_listing(channel)), rune, lambda guest: channel_rune(guest, channel)
+            Xl(), Xl(ssh=ssh), rune, lambda guest: channel_rune(guest, channel), lambda: channel_domains(channel)
         )
     else:
         links = Links(Xl(), Xl(ssh=ssh), rune)

@@ -9,6 +9,7 @@ import asyncio
 import os
 import struct
 import subprocess
+from contextlib import suppress
 
 import pytest
 from ansible_collections.vmbeam.xen.plugins.module_utils import _channel_client, _channel_daemon, _channel_link
@@ -31,7 +32,10 @@ PATIENCE = 20.0
 
 @pytest.fixture
 def memory() -> memoryview:
-    return memoryview(bytearray(FRAMES * PAGE))
+    shared = memoryview(bytearray(FRAMES * PAGE))
+    for side in (0, 1):
+        greet(shared, side, FRAMES)
+    return shared
 
 
 # --- rings
@@ -110,12 +114,13 @@ def test_a_replayed_frame_is_refused(memory):
         reader.next()
 
 
-def test_handshake(memory):
+def test_handshake():
+    memory = memoryview(bytearray(FRAMES * PAGE))
     assert not greeted(memory, 0, FRAMES)
     greet(memory, 0, FRAMES)
     assert greeted(memory, 0, FRAMES)
     assert not greeted(memory, 1, FRAMES)
-    struct.pack_into("<I", memory, 256 + 8, 7)
+    struct.pack_into("<I", memory, 512 + 8, 7)
     with pytest.raises(ProtocolError, match="version 7"):
         greeted(memory, 0, FRAMES)
 
@@ -345,6 +350,81 @@ def test_a_side_that_answers_is_not_given_up(memory, monkeypatch):
     within(body())
 
 
+def frame_of(memory, kind, payload):
+    """Sends a frame that no link of ours would send, and lets the other side look at it."""
+
+    async def body():
+        ends = Ends(memory)
+        ends.links[0]._writer.send(kind, 2, payload)
+        ends.links[1].wake()
+        await asyncio.sleep(0)
+        return ends.failures
+
+    return within(body())
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"[" * 4000, b"{" + b" " * 4096 + b"}", b"[]", b"not JSON", b"\xff"],
+    ids=["deep", "long", "list", "text", "binary"],
+)
+def test_a_request_that_is_none_ends_the_channel(memory, payload):
+    assert "protocol error" in frame_of(memory, Kind.CALL, payload)[0]
+
+
+def test_a_side_that_asks_and_never_listens_ends_the_channel(memory):
+    async def body():
+        ends = Ends(memory)
+        ends.links[0].wake = lambda: False
+        writer = ends.links[0]._writer
+        while not ends.failures:
+            if writer.room() >= 0:
+                writer.send(Kind.PING, 0, b"")
+            ends.links[1].wake()
+            await asyncio.sleep(0)
+        assert "does not take" in ends.failures[0]
+
+    within(body())
+
+
+def test_a_command_that_has_read_enough_tells_its_exit_code(memory):
+    async def body():
+        ends = Ends(memory)
+        _stream, (to, _out, err), outcome = ends.call("exec <&-; echo enough >&2; exit 75")
+        with open(to, "wb", buffering=0) as pipe:
+            while not outcome.done():
+                with suppress(BrokenPipeError):
+                    await asyncio.to_thread(pipe.write, bytes(4096))
+        assert await outcome == 75
+        assert await everything(err) == b"enough\n"
+
+    within(body())
+
+
+def test_output_may_be_limited(memory):
+    async def body():
+        ends = Ends(memory)
+        outcome = asyncio.get_running_loop().create_future()
+        stream = ends.links[0].call({"shell": "cat /dev/zero"}, outcome.set_result)
+        stream.end()
+        stream.attach(sources={}, sinks={Kind.DATA: os.open("/dev/null", os.O_WRONLY)}, limit=1 << 20)
+        assert "more to say" in await outcome
+
+    within(body())
+
+
+def test_input_that_cannot_be_waited_for_ends_only_its_stream(memory):
+    async def body():
+        ends = Ends(memory)
+        outcome = asyncio.get_running_loop().create_future()
+        stream = ends.links[0].call({"shell": "cat"}, outcome.set_result)
+        stream.attach(sources={Kind.DATA: os.open("/dev/null", os.O_RDONLY)}, sinks={})
+        assert "Use a pipe" in await outcome
+        assert not ends.failures
+
+    within(body())
+
+
 # --- what another host VM can have run
 
 
@@ -359,15 +439,22 @@ def test_a_side_that_answers_is_not_given_up(memory, monkeypatch):
         {"command": "receive", "guest": "../x"},
         {"command": "receive", "guest": "-o"},
         {"command": "receive", "guest": 7},
+        {"command": "receive", "guest": "7"},
+        {"command": "receive", "guest": "Domain-0"},
     ],
 )
 def test_other_commands_are_refused(request_):
     with pytest.raises(ValueError, match=r"^(command|guest): "):
-        _channel_daemon.command(request_)
+        _channel_daemon.command(request_, 1)
+
+
+def test_the_destination_cannot_have_the_source_receive():
+    with pytest.raises(ValueError, match="only the source"):
+        _channel_daemon.command({"command": "receive", "guest": "web1"}, 0)
 
 
 def test_the_receiver_is_the_modules():
-    argv = _channel_daemon.command({"command": "receive", "guest": "web1"})
+    _command, argv = _channel_daemon.command({"command": "receive", "guest": "web1"}, 1)
     assert argv[-3:] == ["xl", "migrate-receive", "--zero-copy"]
     assert "/run/lock/vmbeam-receive-web1.lock" in argv
 
