@@ -11,6 +11,7 @@ include/uapi/xen/gntalloc.h and evtchn.h.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -27,6 +28,11 @@ _ALLOC = struct.Struct("=HHIQ")
 _WRITABLE = 1
 _ALLOC_GREF = 0x184705
 _BIND_VIRQ = 0x44500
+# Python's mmap() has no way to say where; asm-generic/mman-common.h.
+_MAP_FIXED = 0x10
+_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong)
 #: VIRQ_ZEROCOPY, xen/include/public/memory.h.
 _VIRQ = 17
 
@@ -55,44 +61,80 @@ class Pages:
     """A channel that this dom0 takes part in, and its memory once the other side has lent it, or taken it.
 
     Every call may raise OSError: ENOTCONN when the channel was aborted or the other host VM is dead. join() raises
-    EBUSY for as long as a device model holds on to a page.
+    EBUSY if too many pages are in use elsewhere: it may be called again, later.
     """
+
+    #: All of it, once join() has returned True.
+    memory: memoryview
 
     def __init__(self, sessions: GuestSessions, session: Session) -> None:
         self._sessions = sessions
         self.session = session.session
         self.frames = session.max_frames
         self.side = 0 if session.role == "source" else 1
-        sessions.open(self.session, session.role)
+        self._file = os.open(_GNTALLOC, os.O_RDWR | os.O_CLOEXEC)
+        self._joined = False
         try:
-            self._allocate()
+            sessions.open(self.session, session.role)
+            self._pages = self._allocate(self.frames)
         except BaseException:
             self.end()
             raise
-        self._missing = True
 
-    def _allocate(self) -> None:
-        fd = os.open(_GNTALLOC, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            # Granted to this dom0 itself, whose process it is; nobody maps the grants.
-            request = bytearray(_ALLOC.pack(0, _WRITABLE, self.frames, 0) + bytes(4 * self.frames))
-            fcntl.ioctl(fd, _ALLOC_GREF, request)
-            _domid, _flags, _count, index = _ALLOC.unpack_from(request)
-            self._grefs = struct.unpack_from(f"={self.frames}I", request, _ALLOC.size)
-            # The mapping keeps the memory when the descriptor is closed.
-            self._map = mmap.mmap(
-                fd, self.frames * PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=index
-            )
-        finally:
-            os.close(fd)
-        self.memory = memoryview(self._map)
+    def _allocate(self, count: int) -> list[tuple[int, int]]:
+        """Grant references of new pages, and where the file has them."""
+        # Granted to this dom0 itself, whose process it is; nobody maps the grants.
+        request = bytearray(_ALLOC.pack(0, _WRITABLE, count, 0) + bytes(4 * count))
+        fcntl.ioctl(self._file, _ALLOC_GREF, request)
+        _domid, _flags, _count, offset = _ALLOC.unpack_from(request)
+        grefs = struct.unpack_from(f"={count}I", request, _ALLOC.size)
+        return [(gref, offset + index * PAGE) for index, gref in enumerate(grefs)]
 
     def join(self) -> bool:
         """Makes the memory shared, as far as the other side has done its part; returns whether all of it is."""
-        if self._missing:
+        while not self._joined:
             self._sessions.prepare(self.session)
-            self._missing = not self._sessions.share(self.session, self._grefs)
-        return not self._missing
+            shared = self._sessions.share(self.session, [gref for gref, _offset in self._pages])
+            if shared.busy:
+                self._replace(shared.busy)
+            elif shared.missing:
+                return False
+            else:
+                self._map()
+                self._joined = True
+        return True
+
+    def _replace(self, busy: list[int]) -> None:
+        """Takes other pages. The old ones are given back when all are found, so that they are not found again."""
+        try:
+            fresh = self._allocate(len(busy))
+        except OSError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+            raise OSError(errno.EBUSY, f"{len(busy)} pages of the channel are in use by a device model") from exc
+        for index, page in zip(busy, fresh, strict=True):
+            self._pages[index] = page
+
+    def _map(self) -> None:
+        """Maps the pages side by side, and gives back those that are not needed."""
+        size = self.frames * PAGE
+        # Reserves the range, which is then taken page by page; and ends the mapping of all when it goes.
+        whole = mmap.mmap(-1, size)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(whole))
+        flags = mmap.MAP_SHARED | _MAP_FIXED
+        for index, (_gref, offset) in enumerate(self._pages):
+            at = start + index * PAGE
+            if _mmap(at, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, self._file, offset) != at:
+                code = ctypes.get_errno()
+                raise OSError(code, f"a page of the channel cannot be mapped: {os.strerror(code)}")
+        self.memory = memoryview(whole)
+        self._release()
+
+    def _release(self) -> None:
+        """Gives back pages that are not mapped."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def notify(self) -> None:
         self._sessions.notify(self.session)
@@ -105,3 +147,4 @@ class Pages:
             except OSError as exc:
                 if exc.errno not in (errno.ENOENT, errno.ENOTCONN):
                     raise
+        self._release()

@@ -29,9 +29,9 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
 STATES = ("none", "open", "committing", "committed", "undoing", "aborted")
 ROLES = ("none", "source", "destination")
 FRAME = 4096
-#: A page of control and two rings of 1 MiB. Of the 1024 that Linux lets a dom0 share (gntalloc's limit) that leaves
-#: some for the other direction.
-CHANNEL_FRAMES = 1 + 2 * 255
+#: A page of control and two rings of 768 KiB. Of the 1024 pages that Linux lets a dom0 share (gntalloc's limit) that
+#: leaves enough for the other direction, and to take others in place of busy ones.
+CHANNEL_FRAMES = 1 + 2 * 192
 #: XEN_DOMCTL_ZEROCOPY_F_NEXT and XEN_ZEROCOPY_F_NEXT.
 _HOST_NEXT = 1 << 2
 _GUEST_NEXT = 1 << 3
@@ -253,6 +253,18 @@ _BIND_ERRORS = {
 }
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What came of sharing pages.
+
+    missing: the other side has not lent all of them yet. busy: positions of pages that are in use elsewhere on the
+    machine, such as by the device model of this host VM, which keeps what lies around its devices' buffers mapped.
+    """
+
+    missing: bool
+    busy: list[int]
+
+
 class GuestSessions(_Control):
     """The sessions of a host VM, for its guest dom0."""
 
@@ -281,21 +293,16 @@ class GuestSessions(_Control):
         """Has device models of this host VM drop what they have mapped, which would be in the way."""
         self.call("guest_prepare", _DOM0, ctypes.c_uint32(session))
 
-    def share(self, session: int, grefs: Sequence[int]) -> bool:
-        """Lends, or takes, a page for each grant reference; False if the other side has not lent all of it yet.
-
-        Raises OSError EBUSY if a device model has not dropped a page yet: then repeat prepare(), and this.
-        """
+    def share(self, session: int, grefs: Sequence[int]) -> Shared:
+        """Lends, or takes, a page for each grant reference. May be repeated, with other pages in place of busy ones."""
         extents = (_Extent * len(grefs))(
             *(_Extent(gfn=index, gref=gref, status=_UNSEEN) for index, gref in enumerate(grefs))
         )
         self.call("guest_extents", _DOM0, *map(ctypes.c_uint32, (session, 0, len(grefs))), extents)
         outcomes = {extent.status for extent in extents}
-        if _BUSY in outcomes:
-            raise OSError(errno.EBUSY, f"pages of session {session} are in use by a device model")
-        if outcomes - {_DONE, _AGAIN}:
+        if outcomes - {_DONE, _AGAIN, _BUSY}:
             raise OSError(errno.EINVAL, f"pages of session {session} cannot be shared: status {sorted(outcomes)}")
-        return _AGAIN not in outcomes
+        return Shared(_AGAIN in outcomes, [index for index, extent in enumerate(extents) if extent.status == _BUSY])
 
     def notify(self, session: int) -> None:
         self.call("guest_notify", _DOM0, ctypes.c_uint32(session))

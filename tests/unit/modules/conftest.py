@@ -40,7 +40,7 @@ def quick_xl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
                 rc = end.code
         return _process.Result(tuple(argv), rc, out.getvalue(), err.getvalue())
 
-    monkeypatch.setattr(_xl.Xl.__init__, "__defaults__", (run, (), ()))
+    monkeypatch.setattr(_xl.Xl.__init__, "__defaults__", (run, ()))
 
 
 class Outcome(dict):
