@@ -227,7 +227,10 @@ class HostSessions(_Control):
         return self.query(number.value)
 
     def remove(self, session: int) -> None:
-        """Ends a session: what is not committed is undone. Raises Conflict if it is neither committed nor undone."""
+        """Ends a session: what is not committed is undone.
+
+        Raises Conflict if the hypervisor keeps it, because a guest hypervisor does not know yet whose the guest is.
+        """
         try:
             try:
                 self.call("force_abort", ctypes.c_uint32(session))
@@ -239,6 +242,12 @@ class HostSessions(_Control):
         except OSError as exc:
             if exc.errno == errno.ENOENT:
                 return
+            if exc.errno == errno.EBUSY:
+                raise Conflict(
+                    f"Session {session} cannot be ended: its migration was broken off after the memory had begun to "
+                    "change hands, and a host VM has not yet been told who has the guest now. Migrate the guest "
+                    "again, or run xl migrate-recover for its domain in both host VMs."
+                ) from exc
             raise Conflict(f"Session {session} cannot be ended: {exc}.") from exc
 
 
