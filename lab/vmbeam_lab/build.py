@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,6 +11,7 @@ import os
 import pathlib
 import shutil
 import sys
+import typing
 
 from . import cache, emulator, images, paths
 from .inventory import disk_ids
@@ -173,20 +175,50 @@ def _guest_boot(base: pathlib.Path) -> pathlib.Path:
     """Return the directory with the kernel and the initramfs that all guests boot."""
 
     def make(entry: pathlib.Path) -> None:
-        tree = entry / "tree"
-        tree.mkdir()
-        run(
-            ["tar", "-x", "-f", base, "-C", tree, "--wildcards", "./boot/*", "./usr/lib/modules/*"],
-            timeout=300,
-        )
-        run(
-            [sys.executable, _GUESTS / "build", "boot", "--root", tree, "--output", entry],
-            timeout=600,
-            log=entry / "build.log",
-        )
-        shutil.rmtree(tree)
+        with _kernel_tree(base, entry) as tree:
+            run(
+                [sys.executable, _GUESTS / "build", "boot", "--root", tree, "--output", entry],
+                timeout=600,
+                log=entry / "build.log",
+            )
 
     return cache.once("guest-boot", cache.digest(base.parent.name, _GUESTS), make)
+
+
+@contextlib.contextmanager
+def _kernel_tree(base: pathlib.Path, entry: pathlib.Path) -> typing.Iterator[pathlib.Path]:
+    """Unpack the kernel package of the base system below `entry` for a while."""
+    tree = entry / "tree"
+    tree.mkdir()
+    run(["tar", "-x", "-f", base, "-C", tree, "--wildcards", "./boot/*", "./usr/lib/modules/*"], timeout=300)
+    yield tree
+    shutil.rmtree(tree)
+
+
+def single_program(source: pathlib.Path, modules: typing.Sequence[str]) -> pathlib.Path:
+    """Return a directory with vmlinux and initramfs.img of a system that runs one C program, and nothing else.
+
+    :param modules: kernel modules for it to load, listed in /modules/order
+    """
+    base = images.base()
+    boot = _guest_boot(base)
+
+    def make(entry: pathlib.Path) -> None:
+        program = entry / "program"
+        flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
+        run(["gcc", *flags, "-o", program, source], timeout=120)
+        with _kernel_tree(base, entry) as tree:
+            run(
+                [
+                    *(sys.executable, _GUESTS / "build", "single", "--root", tree, "--program", program),
+                    *(word for module in modules for word in ("--module", module)),
+                    *("--output", entry / "initramfs.img"),
+                ],
+                timeout=300,
+            )
+        (entry / "vmlinux").symlink_to(boot / "vmlinux")
+
+    return cache.once("single", cache.digest(boot.name, source, list(modules)), make)
 
 
 def _guest_disks(topology: Topology, machine: Machine, boot: pathlib.Path) -> pathlib.Path:

@@ -1,0 +1,550 @@
+/*
+ * A hostile host VM: the only program of a Linux domain that runs directly on
+ * the host hypervisor and calls XENMEM_zerocopy_op itself, as a guest hypervisor
+ * would, but wrongly.  First one call after the other whose refusal is known,
+ * then random ones, while the other side does the same.
+ *
+ * Options on the kernel's command line, all numbers:
+ *   hostile.role=1|2        source or destination (XEN_ZEROCOPY_ROLE_*)
+ *   hostile.seconds=N       how long to go on at random
+ *   hostile.seed=N
+ * There have to be two sessions of 512 frames and a channel between the two, and
+ * sessions of another size between each of them and a third one.
+ *
+ * Lines on the console: "HOSTILE FAIL what" for each finding, at last "HOSTILE
+ * DONE" with counters.
+ *
+ * The structures are those of xen/include/public/memory.h, written down again:
+ * so a change of the interface is noticed here.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define HYPERCALL_MEMORY_OP 12
+#define HYPERCALL_DOMCTL    36
+#define XENMEM_ZEROCOPY_OP  29
+#define START_SHIFT         6
+
+enum { OFFER = 1, ACCEPT, PREPARE, COMMIT, REVERT, ABORT, QUERY, CLOSE, NOTIFY };
+enum { F_COPY = 1 << 1, F_COPY_BUSY = 1 << 2, F_NEXT = 1 << 3 };
+enum { SOURCE = 1, DESTINATION = 2 };
+enum { OPEN = 1, COMMITTING, COMMITTED, UNDOING, ABORTED };
+enum { INFO_CHANNEL = 1, INFO_SRC_CLOSED = 2, INFO_DST_CLOSED = 4 };
+enum { VERSION = 2, MAX_EXTENTS = 512, DONE = 0, UNSEEN = 1 };
+
+struct extent {
+    uint64_t tag, gfn;
+    uint32_t order;
+    int32_t status;
+};
+
+struct info {
+    uint32_t session;
+    uint8_t state, role;
+    uint16_t flags;
+    uint32_t version, max_frames, offered, shared, copies, exchanged, copied;
+    uint32_t calls, writes_4k, writes_2m, lost, reserved;
+};
+
+struct op {
+    uint32_t op, session, flags, nr_extents;
+    uint64_t extents;
+    struct info info;
+};
+
+struct privcmd_hypercall {
+    uint64_t op, arg[5];
+};
+#define IOCTL_HYPERCALL _IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))
+
+/* Memory to play with: huge pages, which the kernel does not move. */
+#define PAGE      4096UL
+#define HUGE      (2UL << 20)
+#define LENT      8 /* huge pages to pass around */
+#define KEPT      1 /* huge pages that are never offered nor accepted into */
+#define PER_HUGE  (HUGE / PAGE)
+
+/* What each page begins with, twice, before it has been passed around. */
+#define MARK_SOURCE  0x5245564953554f53UL
+#define MARK_KEPT    0x544550454b534921UL /* the source's, and never lent */
+#define MARK_SECRET  0x544552434553414aUL /* the destination's */
+
+static long role, seconds = 10, seed = 1;
+/* Sessions: one that nobody else works on at first, the other domain's one, the channel, the last one of all. */
+static uint32_t mine, theirs, channel, last;
+static int privcmd, failures, checks;
+static unsigned long calls, done_extents, ends[ABORTED + 1];
+static unsigned char *pool;
+static uint64_t pool_gfn[LENT + KEPT];
+
+static void say(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    printf("HOSTILE ");
+    vprintf(format, arguments);
+    printf("\n");
+    va_end(arguments);
+    fflush(stdout);
+}
+
+static void __attribute__((noreturn)) give_up(const char *what)
+{
+    say("FAIL %s: %s", what, strerror(errno));
+    sync();
+    for (;;)
+        pause();
+}
+
+/* Set-up: the first process of a kernel without anything else */
+
+static void load_module(const char *path)
+{
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (file < 0 || (syscall(SYS_finit_module, file, "", 0) && errno != EEXIST))
+        give_up(path);
+    close(file);
+}
+
+static void read_options(void)
+{
+    static const struct {
+        const char *name;
+        long *value;
+    } options[] = {
+        {"role", &role},
+        {"seconds", &seconds},
+        {"seed", &seed},
+    };
+    char line[4096];
+    FILE *file = fopen("/proc/cmdline", "r");
+
+    if (!file || !fgets(line, sizeof(line), file))
+        give_up("/proc/cmdline");
+    fclose(file);
+    for (char *word = strtok(line, " \n"); word; word = strtok(NULL, " \n"))
+        for (size_t i = 0; i < sizeof(options) / sizeof(*options); i++) {
+            size_t length = strlen(options[i].name);
+
+            if (!strncmp(word, "hostile.", 8) && !strncmp(word + 8, options[i].name, length) && word[8 + length] == '=')
+                *options[i].value = atol(word + 8 + length + 1);
+        }
+}
+
+static void start(void)
+{
+    char name[64], path[128];
+    FILE *order;
+
+    mount("dev", "/dev", "devtmpfs", 0, NULL);
+    mount("proc", "/proc", "proc", 0, NULL);
+    int console = open("/dev/console", O_RDWR);
+
+    if (console >= 0) {
+        dup2(console, 0);
+        dup2(console, 1);
+        dup2(console, 2);
+    }
+    order = fopen("/modules/order", "r");
+    while (order && fscanf(order, "%63s", name) == 1) {
+        snprintf(path, sizeof(path), "/modules/%s", name);
+        load_module(path);
+    }
+    read_options();
+    privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+    if (privcmd < 0)
+        give_up("/dev/xen/privcmd");
+}
+
+static uint64_t gfn_of(const void *address)
+{
+    uint64_t entry = 0;
+    int file = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+    if (file < 0 || pread(file, &entry, sizeof(entry), (uintptr_t)address / PAGE * sizeof(entry)) != sizeof(entry))
+        give_up("/proc/self/pagemap");
+    close(file);
+    return entry & ((1UL << 55) - 1);
+}
+
+static uint64_t *page(unsigned int number)
+{
+    return (uint64_t *)(pool + number * PAGE);
+}
+
+static void mark(unsigned int first, unsigned int count, uint64_t value)
+{
+    for (unsigned int i = first; i < first + count; i++) {
+        page(i)[0] = value;
+        page(i)[PAGE / 16] = value;
+    }
+}
+
+static void make_pool(void)
+{
+    pool = mmap(NULL, (LENT + KEPT) * HUGE, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
+    if (pool == MAP_FAILED)
+        give_up("huge pages (hugepages= on the command line)");
+    mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
+    mark(LENT * PER_HUGE, KEPT * PER_HUGE, role == SOURCE ? MARK_KEPT : MARK_SECRET);
+    for (unsigned int i = 0; i < LENT + KEPT; i++) {
+        pool_gfn[i] = gfn_of(pool + i * HUGE);
+        if (!pool_gfn[i] || pool_gfn[i] % PER_HUGE) {
+            errno = EINVAL;
+            give_up("a huge page that is not where it should be");
+        }
+    }
+}
+
+static uint64_t lent_gfn(unsigned int number)
+{
+    return pool_gfn[number / PER_HUGE] + number % PER_HUGE;
+}
+
+/* Calls */
+
+static int hypercall(uint64_t number, uint64_t a, uint64_t b)
+{
+    struct privcmd_hypercall call = {.op = number, .arg = {a, b}};
+    int rc = ioctl(privcmd, IOCTL_HYPERCALL, &call);
+
+    calls++;
+    return rc < 0 ? -errno : rc;
+}
+
+static int zerocopy(struct op *op)
+{
+    return hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP, (uintptr_t)op);
+}
+
+static int simple(uint32_t number, uint32_t session, uint32_t flags)
+{
+    struct op op = {.op = number, .session = session, .flags = flags};
+
+    return zerocopy(&op);
+}
+
+static int query(uint32_t session, uint32_t flags, struct info *info)
+{
+    struct op op = {.op = QUERY, .session = session, .flags = flags};
+    int rc = zerocopy(&op);
+
+    *info = op.info;
+    return rc;
+}
+
+static int extents(uint32_t number, uint32_t session, uint32_t flags, struct extent *list, uint32_t count)
+{
+    struct op op = {
+        .op = number, .session = session, .flags = flags, .nr_extents = count, .extents = (uintptr_t)list,
+    };
+
+    return zerocopy(&op);
+}
+
+static void find_sessions(void)
+{
+    uint32_t both[2] = {0};
+    struct info info;
+
+    while (!query(last, F_NEXT, &info)) {
+        last = info.session;
+        if (info.flags & INFO_CHANNEL)
+            channel = last;
+        else if (info.max_frames == PER_HUGE)
+            both[!!both[0]] = last;
+    }
+    mine = both[role - 1];
+    theirs = both[2 - role];
+    if (!mine || !theirs || !channel) {
+        errno = ENOENT;
+        give_up("sessions");
+    }
+}
+
+/* What is known beforehand */
+
+static void expect(const char *what, int got, int wanted)
+{
+    checks++;
+    if (got == wanted)
+        return;
+    failures++;
+    say("FAIL %s: %d, not %d", what, got, wanted);
+}
+
+/* The status that one extent gets, or the call's own error. */
+static int one(uint32_t number, uint32_t session, uint64_t tag, uint64_t gfn, uint32_t order)
+{
+    struct extent extent = {.tag = tag, .gfn = gfn, .order = order, .status = UNSEEN};
+
+    return extents(number, session, 0, &extent, 1) ?: extent.status;
+}
+
+static void known_to_anybody(uint32_t own)
+{
+    static struct extent many[MAX_EXTENTS + 1];
+    struct op op = {.op = COMMIT, .session = own, .nr_extents = 1, .extents = (uintptr_t)many};
+    uint8_t domctl[256] = {84, 0, 0, 0, 0x15};
+    struct info info;
+
+    expect("QUERY of no session", query(0, 0, &info), 0);
+    expect("version", info.version, VERSION);
+    expect("QUERY of a session that does not exist", query(0xdeadbeef, 0, &info), -ENOENT);
+    expect("QUERY of the own session", query(own, 0, &info), 0);
+    expect("state", info.state, OPEN);
+    expect("role", info.role, role);
+    for (uint32_t session = 1, next; session <= last + 3; session = next + 1) {
+        next = query(session - 1, F_NEXT, &info) ? last + 4 : info.session;
+        for (; session < next; session++)
+            for (uint32_t number = OFFER; number <= NOTIFY; number++)
+                expect("an operation on another pair's session", simple(number, session, 0), -ENOENT);
+    }
+    expect("operation 0", simple(0, own, 0), -EINVAL);
+    expect("operation 10", simple(NOTIFY + 1, own, 0), -EINVAL);
+    expect("operation 2^32 - 1", simple(~0U, own, 0), -EINVAL);
+    for (uint32_t number = OFFER; number <= NOTIFY; number++)
+        expect("unknown flags", simple(number, own, 1U << 31), -EINVAL);
+    expect("extents for COMMIT", zerocopy(&op), -EINVAL);
+    op.op = role == SOURCE ? OFFER : ACCEPT;
+    op.nr_extents = MAX_EXTENTS + 1;
+    expect("513 extents", zerocopy(&op), -E2BIG);
+    op.nr_extents = ~0U;
+    expect("2^32 - 1 extents", zerocopy(&op), -E2BIG);
+    op.nr_extents = 1;
+    op.extents = 0x10;
+    expect("extents at a bad address", zerocopy(&op), -EFAULT);
+    op.extents = ~0UL - 8;
+    expect("extents at the end of the address space", zerocopy(&op), -EFAULT);
+    expect("a bad address", hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP, 0x10), -EFAULT);
+    op.nr_extents = 0;
+    expect("going on behind the end",
+           hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP | (0x3ffffffUL << START_SHIFT), (uintptr_t)&op), 0);
+    expect("CLOSE while open", simple(CLOSE, own, 0), -EILSEQ);
+    expect("NOTIFY without channel", simple(NOTIFY, own, 0), -EPERM);
+    checks++;
+    if (hypercall(HYPERCALL_DOMCTL, (uintptr_t)domctl, 0) >= 0) {
+        failures++;
+        say("FAIL a domctl was not refused");
+    }
+}
+
+static void known_to_source(uint32_t own)
+{
+    static const uint32_t orders[] = {1, 8, 10, 18, 31, 32, 41, 64, 255, ~0U};
+    uint64_t gfn = pool_gfn[0], other = pool_gfn[1];
+
+    expect("ACCEPT by the source", one(ACCEPT, own, 0, gfn, 0), -EPERM);
+    expect("REVERT by the source", simple(REVERT, own, 0), -EPERM);
+    expect("COMMIT of nothing", simple(COMMIT, own, 0), -ENODATA);
+    expect("COMMIT of a channel", simple(COMMIT, channel, 0), -EPERM);
+    expect("2 MiB for a channel", one(OFFER, channel, 0, gfn, 9), -EINVAL);
+    for (size_t i = 0; i < sizeof(orders) / sizeof(*orders); i++)
+        expect("an unknown order", one(OFFER, own, 0, gfn, orders[i]), -EINVAL);
+    expect("a tag that is not aligned", one(OFFER, own, 1, gfn, 9), -EINVAL);
+    expect("a frame that is not aligned", one(OFFER, own, 0, gfn + 1, 9), -EINVAL);
+    expect("a tag beyond the limit", one(OFFER, own, 2 * PER_HUGE + (1 << 21), gfn, 0), -EINVAL);
+    expect("the largest tag", one(OFFER, own, ~0UL, gfn, 0), -EINVAL);
+    expect("a frame beyond the address space", one(OFFER, own, 0, 1UL << 44, 0), -EINVAL);
+    expect("a frame beyond the memory", one(OFFER, own, 0, 1UL << 24, 0), -EOPNOTSUPP);
+    expect("2 MiB beyond the memory", one(OFFER, own, 0, 1UL << 24, 9), -EOPNOTSUPP);
+    expect("OFFER", one(OFFER, own, 0, gfn, 0), DONE);
+    expect("the same again", one(OFFER, own, 0, gfn, 0), DONE);
+    expect("the same tag for another frame", one(OFFER, own, 0, other, 0), -EEXIST);
+    expect("2 MiB over it", one(OFFER, own, 0, gfn, 9), -EEXIST);
+    expect("more than the session's limit", one(OFFER, own, PER_HUGE, other, 9), -ENOSPC);
+    expect("COMMIT of what is not accepted", simple(COMMIT, own, 0), -ENODATA);
+}
+
+static void known_to_destination(uint32_t own)
+{
+    expect("OFFER by the destination", one(OFFER, own, 0, pool_gfn[0], 0), -EPERM);
+    expect("COMMIT by the destination", simple(COMMIT, own, 0), -EPERM);
+    expect("REVERT while open", simple(REVERT, own, 0), -EILSEQ);
+    expect("ACCEPT of what is not offered", one(ACCEPT, own, 0, pool_gfn[0], 0), -EAGAIN);
+    expect("2 MiB from a channel", one(ACCEPT, channel, 0, pool_gfn[0], 9), -EINVAL);
+    expect("a frame that is not aligned", one(ACCEPT, own, 0, pool_gfn[0] + 1, 9), -EINVAL);
+    expect("a frame beyond the address space", one(ACCEPT, own, 0, 1UL << 44, 0), -EINVAL);
+}
+
+static double now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+/* Ends the own session, then waits until the other side has done so, too. */
+static void meet(void)
+{
+    uint16_t closed = role == SOURCE ? INFO_DST_CLOSED : INFO_SRC_CLOSED;
+    double deadline = now() + 120;
+    struct info info;
+
+    expect("ABORT", simple(ABORT, mine, 0), 0);
+    expect("ABORT again", simple(ABORT, mine, 0), 0);
+    if (role == SOURCE)
+        expect("COMMIT of what is aborted", simple(COMMIT, mine, 0), -ENOTCONN);
+    expect("CLOSE", simple(CLOSE, mine, 0), 0);
+    while (!query(theirs, 0, &info) && !(info.flags & closed))
+        if (now() > deadline) {
+            errno = ETIMEDOUT;
+            give_up("waiting for the other side");
+        } else
+            usleep(10000);
+    simple(CLOSE, theirs, 0);
+    expect("the own session, after both have closed it", query(theirs, 0, &info), -ENOENT);
+}
+
+/* At random */
+
+static uint64_t random_state;
+
+static uint32_t rnd(uint32_t limit)
+{
+    /* xorshift64* */
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return (uint32_t)((random_state * 2685821657736338717UL) >> 32) % limit;
+}
+
+/* Marks that must not be seen here, wherever the frames come from. */
+static void look(void)
+{
+    for (unsigned int i = 0; i < LENT * PER_HUGE; i++)
+        for (unsigned int half = 0; half < 2; half++) {
+            uint64_t value = *(volatile uint64_t *)&page(i)[half * (PAGE / 16)];
+
+            if (value == (role == SOURCE ? MARK_SECRET : MARK_KEPT)) {
+                failures++;
+                say("FAIL page %u holds the other domain's secret", i);
+                mark(i, 1, 0);
+            } else if (value && value != MARK_SOURCE && value != MARK_SECRET) {
+                failures++;
+                say("FAIL page %u holds %016lx", i, (unsigned long)value);
+                mark(i, 1, 0);
+            }
+        }
+    for (unsigned int i = LENT * PER_HUGE; i < (LENT + KEPT) * PER_HUGE; i++)
+        if (page(i)[0] != (role == SOURCE ? MARK_KEPT : MARK_SECRET)) {
+            failures++;
+            say("FAIL page %u, which was never passed on, has changed", i);
+            page(i)[0] = role == SOURCE ? MARK_KEPT : MARK_SECRET;
+        }
+}
+
+static void pass_around(uint32_t session, bool is_channel)
+{
+    static struct extent list[64];
+    uint32_t flags = role == DESTINATION && rnd(4) == 0 ? F_COPY : 0;
+    unsigned int count = 1 + rnd(64), whole = rnd(3);
+
+    for (unsigned int i = 0; i < count; i++) {
+        unsigned int frame = rnd(LENT * PER_HUGE), order = !is_channel && whole && rnd(4) ? 9 : 0;
+
+        if (order)
+            frame -= frame % PER_HUGE;
+        list[i] = (struct extent){
+            /* Mostly what both sides agree on, so that much of it succeeds. */
+            .tag = rnd(8) ? frame : rnd(LENT) * PER_HUGE,
+            .gfn = rnd(64) ? lent_gfn(frame) : ((uint64_t)rnd(~0U) << rnd(20)),
+            .order = rnd(100) ? order : rnd(64),
+            .status = rnd(50) ? UNSEEN : DONE,
+        };
+        /* Never the kernel's own memory: losing that would only end the game. */
+        if (list[i].gfn < (1UL << 20) && list[i].gfn != lent_gfn(frame))
+            list[i].gfn += 1UL << 20;
+    }
+    extents(role == SOURCE ? OFFER : ACCEPT, session, flags, list, count);
+    for (unsigned int i = 0; i < count; i++)
+        done_extents += list[i].status == DONE;
+}
+
+static void act(const struct info *info)
+{
+    uint32_t session = info->session, dice = rnd(100);
+    bool is_channel = info->flags & INFO_CHANNEL;
+
+    if (dice < 55)
+        pass_around(session, is_channel);
+    else if (dice < 75)
+        simple(role == SOURCE ? COMMIT : ACCEPT, session, role == SOURCE && rnd(2) ? F_COPY_BUSY : 0);
+    else if (dice < 80)
+        simple(REVERT, session, 0);
+    else if (dice < 84)
+        simple(ABORT, session, 0);
+    else if (dice < 92)
+        simple(CLOSE, session, 0);
+    else if (dice < 96)
+        simple(PREPARE, session, 0);
+    else
+        simple(rnd(12), rnd(4) ? session : rnd(~0U), rnd(2) ? 0 : rnd(32));
+}
+
+static void at_random(void)
+{
+    double end = now() + seconds;
+    bool used = true;
+
+    random_state = (uint64_t)seed * 0x9e3779b97f4a7c15UL + role;
+    while (now() < end) {
+        uint32_t session = 0;
+        struct info info;
+
+        while (!query(session, F_NEXT, &info)) {
+            session = info.session;
+            used = true;
+            ends[info.state <= ABORTED ? info.state : 0]++;
+            /* What is finished makes room for something new. */
+            if (info.state == COMMITTED || info.state == ABORTED)
+                simple(rnd(3) ? CLOSE : role == DESTINATION ? REVERT : ABORT, session, 0);
+            for (unsigned int i = rnd(8); i--;)
+                act(&info);
+        }
+        look();
+        /* Nobody else has any of it: put new marks where the last round has left none. */
+        if (!session && used) {
+            mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
+            used = false;
+        }
+    }
+}
+
+int main(void)
+{
+    start();
+    make_pool();
+    find_sessions();
+    known_to_anybody(mine);
+    if (role == SOURCE)
+        known_to_source(mine);
+    else
+        known_to_destination(mine);
+    meet();
+    say("CHECKED checks=%d failures=%d", checks, failures);
+    at_random();
+    say("DONE checks=%d failures=%d calls=%lu extents=%lu open=%lu committed=%lu aborted=%lu", checks, failures, calls,
+        done_extents, ends[OPEN], ends[COMMITTED], ends[ABORTED]);
+    for (;;)
+        pause();
+}

@@ -1,0 +1,166 @@
+"""Host VMs that misuse the zero-copy interface: all is refused, nothing leaks, the host goes on.
+
+The host VMs are Linux domains with one program (hostile/hostile.c) that calls the host hypervisor itself, which
+no dom0 of a guest hypervisor can. They run one level deep, so this is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import pathlib
+import re
+import shlex
+import subprocess
+
+import pytest
+from vmbeam_lab import build, wait
+from vmbeam_lab.errors import LabError
+
+HERE = pathlib.Path(__file__).resolve().parent
+DIRECTORY = "/root/hostile"
+SECONDS = 25  #: how long two hostile host VMs go on at random
+
+PAIR = ("hostile-a", "hostile-b")
+CONFIG = """\
+name = "{name}"
+type = "pvh"
+memory = 112
+vcpus = 1
+nestedhvm = 1
+kernel = "{directory}/vmlinux"
+ramdisk = "{directory}/initramfs.img"
+cmdline = "console=hvc0 quiet loglevel=3 nokaslr mitigations=off panic=0 hugepages=9 {options}"
+on_crash = "preserve"
+"""
+
+
+def put(lab, path: pathlib.Path, target: str) -> None:
+    """Copy a file to host dom0."""
+    command = lab.emulated.ssh_command(f"gunzip > {shlex.quote(target)}")
+    subprocess.run(command, input=gzip.compress(path.read_bytes(), 1), check=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def hostile(machine):
+    """The machine, with what hostile host VMs boot from."""
+    files = build.single_program(HERE / "hostile" / "hostile.c", ["xen-privcmd"])
+    machine.host("mkdir", "-p", DIRECTORY)
+    for name in ("vmlinux", "initramfs.img"):
+        put(machine, files / name, f"{DIRECTORY}/{name}")
+    return machine
+
+
+def free_memory_kib(lab) -> int:
+    """Memory that belongs to nobody, exactly (xl info rounds)."""
+    return int(re.search(r"free_memory\s*: (\d+)", lab.host("xl", "info"))[1]) * 1024
+
+
+def create(lab, name: str, **options: int) -> None:
+    """Create a hostile host VM, paused, whose console is written to a file."""
+    words = " ".join(f"hostile.{key}={value}" for key, value in options.items())
+    config = CONFIG.format(name=name, directory=DIRECTORY, options=words)
+    lab.host("sh", "-c", shlex.quote(f"cat > {DIRECTORY}/{name}.cfg <<'EOF'\n{config}EOF\n"))
+    lab.host("xl", "create", "-p", "-q", f"{DIRECTORY}/{name}.cfg", timeout=120)
+
+
+def start(lab, *names: str) -> None:
+    for name in names:
+        follow = f"setsid xl console {name} > {DIRECTORY}/{name}.log 2>&1 < /dev/zero & xl unpause {name}"
+        lab.host("sh", "-c", shlex.quote(follow))
+
+
+def log_of(lab, name: str) -> str:
+    return lab.host("cat", f"{DIRECTORY}/{name}.log").replace("\r", "")
+
+
+def await_lines(lab, pattern: str, *names: str, timeout: float) -> dict[str, re.Match]:
+    """Wait until each console has a line that matches, and return the matches."""
+
+    def found() -> dict[str, re.Match] | None:
+        matches = {name: re.search(pattern, log_of(lab, name)) for name in names}
+        return matches if all(matches.values()) else None
+
+    return wait.until(
+        found,
+        timeout=timeout,
+        failure=lambda: AssertionError("\n".join(f"{name}:\n{log_of(lab, name)}" for name in names)),
+    )
+
+
+def bind(lab, source: str, destination: str, **options: object) -> None:
+    pair = {"source": f"hostile-{source}", "destination": f"hostile-{destination}"}
+    lab.module("vmbeam.xen.zero_copy_session", **pair, **options)
+
+
+def set_up(lab, seed: int) -> None:
+    """Two host VMs that misuse their sessions, and a third one whose sessions they must not touch."""
+    create(lab, "hostile-a", role=1, seconds=SECONDS, seed=seed)
+    create(lab, "hostile-b", role=2, seconds=SECONDS, seed=seed)
+    create(lab, "hostile-c")
+    bind(lab, "c", "b", memory_mb=3)
+    bind(lab, "a", "c", memory_mb=3)
+    bind(lab, "a", "b", memory_mb=2, count=2)
+    bind(lab, "a", "b", purpose="channel")
+
+
+def disturb(lab) -> None:
+    """Give both new sessions, again and again, and end the old ones, as far as that is allowed, until they are done."""
+    for _ in range(6):
+        bind(lab, "a", "b", memory_mb=16, count=6)
+        bind(lab, "a", "b", purpose="channel")
+        # Refused if a session has been committed, and one of the two has not closed it.
+        with contextlib.suppress(LabError):
+            bind(lab, "a", "b", state="absent")
+
+
+def destroy(lab, *names: str) -> None:
+    for name in names:
+        lab.host("xl", "destroy", name, timeout=120)
+
+
+def assert_untouched(lab, free_before: int) -> None:
+    """Nothing is left of the host VMs, neither domains nor memory, and the hypervisor has not complained."""
+    assert lab.domains() == set()
+    wait.until(
+        lambda: free_memory_kib(lab) == free_before,
+        timeout=60,
+        failure=lambda: AssertionError(f"{free_before} KiB were free before, now {free_memory_kib(lab)}"),
+    )
+    messages = lab.host("xl", "dmesg")
+    assert not re.search(r"Assertion|BUG|Xen WARN|Xen call trace|domain_crash|crashed", messages), messages[-4000:]
+
+
+def test_misuse_is_refused_and_leaks_nothing(hostile):
+    free = free_memory_kib(hostile)
+    set_up(hostile, seed=1)
+    start(hostile, "hostile-a", "hostile-b")
+    for match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=120).values():
+        assert int(match[1]) > 50
+        assert match[2] == "0"
+    disturb(hostile)
+    ends = await_lines(hostile, r"HOSTILE DONE .*", *PAIR, timeout=SECONDS + 120)
+    print(ends)
+    for name in PAIR:
+        assert "HOSTILE FAIL" not in log_of(hostile, name), log_of(hostile, name)
+    # The game is worth nothing if nothing was ever passed on.
+    assert int(re.search(r"extents=(\d+)", ends["hostile-b"][0])[1]) > 100
+    assert int(re.search(r"committed=(\d+)", ends["hostile-b"][0])[1]) > 0
+    destroy(hostile, "hostile-a", "hostile-b", "hostile-c")
+    assert_untouched(hostile, free)
+
+
+@pytest.mark.parametrize("first", ["hostile-a", "hostile-b"])
+def test_a_host_vm_dies_in_the_middle(hostile, first):
+    free = free_memory_kib(hostile)
+    set_up(hostile, seed=2)
+    start(hostile, "hostile-a", "hostile-b")
+    await_lines(hostile, r"HOSTILE CHECKED", *PAIR, timeout=120)
+    bind(hostile, "a", "b", memory_mb=16, count=8)
+    (other,) = set(PAIR) - {first}
+    destroy(hostile, first)
+    end = await_lines(hostile, r"HOSTILE DONE .*", other, timeout=SECONDS + 120)
+    print(end)
+    assert "HOSTILE FAIL" not in log_of(hostile, other), log_of(hostile, other)
+    destroy(hostile, other, "hostile-c")
+    assert_untouched(hostile, free)
