@@ -19,7 +19,7 @@ from vmbeam_lab.errors import LabError
 
 HERE = pathlib.Path(__file__).resolve().parent
 DIRECTORY = "/root/hostile"
-SECONDS = 25  #: how long two hostile host VMs go on at random
+SECONDS = 40  #: how long two hostile host VMs go on at random
 
 PAIR = ("hostile-a", "hostile-b")
 CONFIG = """\
@@ -27,6 +27,7 @@ name = "{name}"
 type = "pvh"
 memory = 112
 vcpus = 1
+cpus = "1-2"
 nestedhvm = 1
 kernel = "{directory}/vmlinux"
 ramdisk = "{directory}/initramfs.img"
@@ -56,18 +57,15 @@ def free_memory_kib(lab) -> int:
     return int(re.search(r"free_memory\s*: (\d+)", lab.host("xl", "info"))[1]) * 1024
 
 
-def create(lab, name: str, **options: int) -> None:
-    """Create a hostile host VM, paused, whose console is written to a file."""
+def start(lab, name: str, **options: int) -> None:
+    """Start a hostile host VM, whose console is written to a file."""
     words = " ".join(f"hostile.{key}={value}" for key, value in options.items())
     config = CONFIG.format(name=name, directory=DIRECTORY, options=words)
     lab.host("sh", "-c", shlex.quote(f"cat > {DIRECTORY}/{name}.cfg <<'EOF'\n{config}EOF\n"))
     lab.host("xl", "create", "-p", "-q", f"{DIRECTORY}/{name}.cfg", timeout=120)
-
-
-def start(lab, *names: str) -> None:
-    for name in names:
-        follow = f"setsid xl console {name} > {DIRECTORY}/{name}.log 2>&1 < /dev/zero & xl unpause {name}"
-        lab.host("sh", "-c", shlex.quote(follow))
+    console = f"/local/domain/$(xl domid {name})/console/tty"
+    follow = f"cat $(xenstore-read {console}) > {DIRECTORY}/{name}.log 2>&1 < /dev/null & xl unpause {name}"
+    lab.host("sh", "-c", shlex.quote(follow))
 
 
 def log_of(lab, name: str) -> str:
@@ -95,9 +93,9 @@ def bind(lab, source: str, destination: str, **options: object) -> None:
 
 def set_up(lab, seed: int) -> None:
     """Two host VMs that misuse their sessions, and a third one whose sessions they must not touch."""
-    create(lab, "hostile-a", role=1, seconds=SECONDS, seed=seed)
-    create(lab, "hostile-b", role=2, seconds=SECONDS, seed=seed)
-    create(lab, "hostile-c")
+    start(lab, "hostile-a", role=1, seconds=SECONDS, seed=seed)
+    start(lab, "hostile-b", role=2, seconds=SECONDS, seed=seed)
+    start(lab, "hostile-c", role=0)
     bind(lab, "c", "b", memory_mb=3)
     bind(lab, "a", "c", memory_mb=3)
     bind(lab, "a", "b", memory_mb=2, count=2)
@@ -106,8 +104,8 @@ def set_up(lab, seed: int) -> None:
 
 def disturb(lab) -> None:
     """Give both new sessions, again and again, and end the old ones, as far as that is allowed, until they are done."""
-    for _ in range(6):
-        bind(lab, "a", "b", memory_mb=16, count=6)
+    for _ in range(4):
+        bind(lab, "a", "b", memory_mb=16, count=20)
         bind(lab, "a", "b", purpose="channel")
         # Refused if a session has been committed, and one of the two has not closed it.
         with contextlib.suppress(LabError):
@@ -134,7 +132,6 @@ def assert_untouched(lab, free_before: int) -> None:
 def test_misuse_is_refused_and_leaks_nothing(hostile):
     free = free_memory_kib(hostile)
     set_up(hostile, seed=1)
-    start(hostile, "hostile-a", "hostile-b")
     for match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=120).values():
         assert int(match[1]) > 50
         assert match[2] == "0"
@@ -154,9 +151,8 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
 def test_a_host_vm_dies_in_the_middle(hostile, first):
     free = free_memory_kib(hostile)
     set_up(hostile, seed=2)
-    start(hostile, "hostile-a", "hostile-b")
     await_lines(hostile, r"HOSTILE CHECKED", *PAIR, timeout=120)
-    bind(hostile, "a", "b", memory_mb=16, count=8)
+    bind(hostile, "a", "b", memory_mb=16, count=20)
     (other,) = set(PAIR) - {first}
     destroy(hostile, first)
     end = await_lines(hostile, r"HOSTILE DONE .*", other, timeout=SECONDS + 120)
