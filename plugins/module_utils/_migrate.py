@@ -57,6 +57,20 @@ _TRANSPORT = re.compile(r"vmbeam-transport (\d+)")
 # libxl, at debug level, when the guest's CPUs have stopped; xl, when they run again.
 _SUSPENDED = "guest has suspended"
 _STARTED = "migration target: Domain started"
+#: What ends each phase of a migration by xl, as a line of its log; the last phase ends with xl.
+_MARKS = (
+    ("connect", "migration target: Ready to receive domain"),
+    ("memory", _SUSPENDED),
+    ("state", "Target has acknowledged transfer"),
+    ("hand_over", "Giving target permission to start"),
+    ("start", _STARTED),
+)
+_LAST_PHASE = "clean_up"
+# Our patched xl, after the hand-over.
+_PASSED_ON = re.compile(
+    r"Zero-copy session (?P<session>\d+): (?P<pages_passed_on>\d+) pages passed on, (?P<pages_copied>\d+) copied, "
+    r"(?P<hypercalls>\d+) calls, (?P<p2m_writes_4k>\d+) 4KiB and (?P<p2m_writes_2m>\d+) 2MiB entries"
+)
 _CHATTER = re.compile(r"(^|\s)(debug|detail|verbose): |vmbeam-transport")
 
 _HINTS = (
@@ -80,6 +94,8 @@ class Report:
     seconds: float | None = None
     downtime_seconds: float | None = None
     bytes: int | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] | None = None
     repairs: list[str] = field(default_factory=list)
     log_tail: list[str] = field(default_factory=list)
 
@@ -405,6 +421,7 @@ class Migration:
         )
         assert xl.stdout is not None  # noqa: S101 - for the type checker
         self._log.follow(xl.stdout)
+        started = self._clock.now()
         try:
             rc = xl.wait(self._timeout)
         except subprocess.TimeoutExpired as exc:
@@ -419,6 +436,7 @@ class Migration:
         if rc != 0:
             raise self._failed("xl migrate", rc)
         self._measure_downtime(self._log.time_of(_STARTED))
+        self._measure_phases(started, self._clock.now())
 
     def _suspend(self, guest: Domain) -> None:
         """Saves the guest into a pipe that restores it at the destination, both paused; then switches over."""
@@ -514,6 +532,16 @@ class Migration:
         suspended = self._log.time_of(_SUSPENDED)
         if suspended is not None and resumed is not None and resumed >= suspended:
             self.report.downtime_seconds = round(resumed - suspended, 3)
+
+    def _measure_phases(self, started: float, ended: float) -> None:
+        """Tells what took how long; a phase whose end was not seen is a part of the next one."""
+        marks = [(phase, self._log.time_of(text)) for phase, text in _MARKS]
+        for phase, at in [*marks, (_LAST_PHASE, ended)]:
+            if at is not None and at >= started:
+                self.report.phases[phase] = round(at - started, 3)
+                started = at
+        found = self._log.search(_PASSED_ON)
+        self.report.memory = {key: int(value) for key, value in found.groupdict().items()} if found else None
 
 
 class Pump(threading.Thread):

@@ -139,6 +139,20 @@ migration:
     bytes:
       description: Size of the migration stream, null if unknown, as it is with O(strategy=precopy).
       type: int
+    phases:
+      description:
+        - Seconds that each phase of xl's migration took, as seen at the source. Empty with O(strategy=suspend).
+        - C(connect) ends when the receiver is ready; C(memory), with the guest running, when it is suspended; C(state),
+          when the destination has all of it; C(hand_over), when the destination may go on; C(start), when the guest is
+          started; C(clean_up), when the source has removed its copy. One whose end was not seen counts to the next one.
+      type: dict
+    memory:
+      description:
+        - What O(strategy=zero_copy) did to the memory, as counted by the host hypervisor; null with the others.
+        - C(pages_passed_on) are pages of 4 KiB that the destination got without copying, C(pages_copied) those that were
+          copied because something else on the machine had them in use, C(hypercalls) the calls of both guest hypervisors
+          for it, C(p2m_writes_4k) and C(p2m_writes_2m) the changed entries of page tables, C(session) its number.
+      type: dict
     repairs:
       description: What was done about the remains of a failed migration.
       type: list
@@ -153,6 +167,8 @@ migration:
     seconds: 34.102
     downtime_seconds: 33.26
     bytes: 277348111
+    phases: {}
+    memory: null
     repairs: []
     log_tail: ["Loading new save file /dev/stdin (new xl fmt info 0x3/0x0/1276)"]
 location:
