@@ -78,9 +78,24 @@ def test_moves_the_guest(fake_xen, migration, strategy, transport):
     assert not any("debug" in line or "vmbeam-transport" in line for line in report.log_tail)
     if strategy == "suspend":
         assert report.bytes > 300_000
+        assert report.phases == {}
     else:
         assert report.bytes is None
         assert report.log_tail[-1] == "Migration successful."
+        assert list(report.phases) == ["connect", "memory", "state", "hand_over", "start", "clean_up"]
+        assert sum(report.phases.values()) <= report.seconds
+    assert report.memory == (
+        {
+            "session": 7,
+            "pages_passed_on": 32760,
+            "pages_copied": 8,
+            "hypercalls": 91,
+            "p2m_writes_4k": 24,
+            "p2m_writes_2m": 126,
+        }
+        if strategy == "zero_copy"
+        else None
+    )
 
 
 @pytest.mark.parametrize("strategy", ["precopy", "suspend"])
