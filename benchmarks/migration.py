@@ -1,7 +1,8 @@
-"""Measures what Xen's own migration costs between the two host VMs of the lab's machine (`make bench`).
+"""Measures what migration between the two host VMs of the lab's machine costs, Xen's own and ours (`make bench`).
 
-In one run on one boot of the lab: a guest of each size goes to and fro by each method. Writes
-`results.json` and `RESULTS.md` beside this file. The host VM of slot b stays afterwards.
+In one run on one boot of the lab: a guest of each size goes to and fro by each method, then one of a certain size
+rewrites its memory at each rate. Writes `results.json`, `RESULTS.md` and plots beside this file. The host VM of slot
+b stays afterwards.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import pathlib
 import re
 import shlex
 import socket
+import subprocess
 import sys
 import tempfile
+import typing
 
 from vmbeam_lab import ansible, build, cli, guests, inventory, paths, phases, topology
 from vmbeam_lab.errors import LabError
-from vmbeam_lab.machine import Emulated
+from vmbeam_lab.machine import Emulated, guest_dom0_ssh
 from vmbeam_lab.phases import phase, say
 from vmbeam_lab.shell import run
 
-from . import results
+from . import plots, results
+from .meters import Meters
 
 HERE = pathlib.Path(__file__).resolve().parent
 LOG = paths.STATE / "bench.log"
@@ -36,6 +40,11 @@ GUEST_TIMEOUT = 600
 MIGRATE_TIMEOUT = 1800
 #: What guest_migrate may need on top, to repair after a migration that took too long.
 REPAIR_TIMEOUT = 600
+#: Of the benchmark's programs in the guest dom0s.
+PROGRAM_TIMEOUT = 120
+#: Of the guests that rewrite their memory at different rates: a quarter of it.
+WRITER_SHARE = 4
+PORT = 5001
 
 
 class Benchmark:
@@ -45,16 +54,18 @@ class Benchmark:
         self.prefix, self.gateway = lab.prefix, lab.gateway
         self.machine = lab.select(None)[0]
         self.hosts = [inventory.slot_name(self.machine, slot) for slot in ("a", "b")]
+        # To talk to the monitor takes no QEMU program.
+        self.emulated = Emulated(self.machine, pathlib.Path("/nonexistent"), build.ssh_key())
         self.port = self._forward()
+        macs = [self.machine.slots[slot].mac for slot in ("a", "b")]
+        self.meters = Meters(self.emulated, dict(zip(self.hosts, macs, strict=True)))
 
     def _forward(self) -> int:
         """Return a new port of this computer that leads to port 80 of the benchmark's guest."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        # To talk to the monitor takes no QEMU program.
-        emulated = Emulated(self.machine, pathlib.Path("/nonexistent"), build.ssh_key())
         command = f"hostfwd_add net0 tcp:127.0.0.1:{port}-{ADDRESS}:80"
-        refusal = emulated.execute("human-monitor-command", {"command-line": command})
+        refusal = self.emulated.execute("human-monitor-command", {"command-line": command})
         if refusal:
             raise LabError(f"{self.machine.name}: {command}: {refusal.strip()}")
         return port
@@ -67,15 +78,15 @@ class Benchmark:
         for name in self.machine.guests:
             self._guest(self.hosts[0], name, "paused")
 
-    def start(self, size_mib: int) -> str:
-        """Start the guest of a size in slot a and return its name."""
+    def start(self, size_mib: int, writer_mib: int | None = None) -> str:
+        """Start the guest of a size in slot a and return its name. writer_mib: how much it rewrites."""
         name = f"bench{size_mib}"
         with tempfile.TemporaryDirectory() as directory:
             ansible.module(
                 self.hosts[0],
                 "ansible.builtin.copy",
                 {
-                    "src": str(self._config(pathlib.Path(directory), name, size_mib)),
+                    "src": str(self._config(pathlib.Path(directory), name, size_mib, writer_mib)),
                     "dest": f"/etc/xen/guests/{name}.cfg",
                 },
             )
@@ -83,7 +94,7 @@ class Benchmark:
         guests.await_start(self.port, GUEST_TIMEOUT)
         return name
 
-    def _config(self, directory: pathlib.Path, name: str, size_mib: int) -> pathlib.Path:
+    def _config(self, directory: pathlib.Path, name: str, size_mib: int, writer_mib: int | None) -> pathlib.Path:
         """Return the guest's xl file, made as those of the lab's guests."""
         described = {
             "name": name,
@@ -97,6 +108,7 @@ class Benchmark:
             "disks": [],
             # Exists and cannot be mounted: the guest does not wait for a disk that never comes.
             "data_device": "null",
+            **({"memory_writer_mb": writer_mib} if writer_mib else {}),
         }
         (directory / "guests.json").write_text(json.dumps([described]))
         tool = [sys.executable, paths.LAB / "guests" / "build"]
@@ -105,23 +117,72 @@ class Benchmark:
         run([*tool, "guests", *made], timeout=300)
         return directory / f"{name}.cfg"
 
-    def measure(self, size_mib: int, rounds: int) -> list[dict]:
-        """Migrate a guest by each method in each round, and return what was measured."""
-        name = self.start(size_mib)
+    def measure(self, name: str, order: list[str], **about: int) -> list[dict]:
+        """Migrate a guest, which is in slot a, by one method after the other, and return what was measured.
+
+        It ends in slot a. about: what the records are to have, too.
+        """
         measured = []
         source, destination = "a", "b"
-        for number, method in enumerate(results.schedule(rounds)):
+        for number, method in enumerate(order):
+            word = "-".join([name, *map(str, about.values()), str(number)])
             entry = {
-                "size_mib": size_mib,
+                **about,
                 "method": method,
                 "direction": f"{source} to {destination}",
-                **self._migrate(name, method, source, destination, word=f"{name}-{number}"),
+                **self._migrate(name, method, source, destination, word),
             }
             measured.append(entry)
             say(json.dumps(entry))
             source, destination = destination, source
         self._check_memory(name)
+        if source == "b":
+            self._migrate(name, results.ZERO_COPY, "b", "a", word=f"{name}-{len(order)}-back")
         return measured
+
+    def set_rate(self, rate: int) -> int:
+        """Have the guest rewrite so many pages a second; return how many it manages to."""
+        guests.await_status(
+            self.port,
+            lambda status: status["memory"]["rate"] == rate,
+            timeout=GUEST_TIMEOUT,
+            what=f"rate of {rate} pages/s",
+            control=("memory-rate", str(rate)),
+        )
+        round_now = guests.await_status(self.port, timeout=GUEST_TIMEOUT)["memory"]["round"]
+        settled = guests.await_status(
+            self.port,
+            lambda status: not rate or status["memory"]["round"] >= round_now + 2,
+            timeout=GUEST_TIMEOUT,
+            what="two rounds at the new rate",
+        )
+        return settled["memory"]["achieved_rate"]
+
+    def throughput(self) -> dict[str, float]:
+        """Return MiB/s from the guest dom0 of slot a to that of slot b, by way."""
+        channel = self._session("a", "b", purpose="channel")
+        with self._program("b", "sink", str(PORT)) as sink:
+            assert sink.stdout is not None  # noqa: S101 - for the type checker
+            sink.stdout.readline()
+            network = self._run("a", "network", self.machine.slots["b"].address, str(PORT))
+        return {
+            "channel": self._run("a", "channel", str(channel)),
+            "network": network,
+            "memcpy": self._run("a", "memcpy"),
+        }
+
+    def _program(self, slot: str, *arguments: str) -> subprocess.Popen:
+        """Start throughput.py in a guest dom0."""
+        argv = [*guest_dom0_ssh(self.machine, slot, self.emulated.key), "timeout", str(PROGRAM_TIMEOUT), "python3", "-"]
+        with (HERE / "throughput.py").open() as program:
+            return subprocess.Popen([*argv, *arguments], stdin=program, stdout=subprocess.PIPE, text=True)
+
+    def _run(self, slot: str, *arguments: str) -> float:
+        with self._program(slot, *arguments) as program:
+            text, _ = program.communicate(timeout=2 * PROGRAM_TIMEOUT)
+        if program.returncode:
+            raise LabError(f"throughput by {arguments[0]}: exit code {program.returncode}")
+        return float(text)
 
     def _migrate(self, name: str, method: str, source: str, destination: str, word: str) -> dict:
         options: dict[str, object] = {**results.METHODS[method]}
@@ -129,6 +190,7 @@ class Benchmark:
             options["session"] = self._session(source, destination)
             options["channel"] = self._session(source, destination, purpose="channel")
         before = guests.reset_ticks(self.port, word)
+        earlier = self.meters.read()
         moved = ansible.module(
             inventory.slot_name(self.machine, source),
             "vmbeam.xen.guest_migrate",
@@ -140,6 +202,7 @@ class Benchmark:
             },
             timeout=MIGRATE_TIMEOUT + REPAIR_TIMEOUT,
         )
+        used = self.meters.read().since(earlier)
         after = guests.settled_status(self.port, GUEST_TIMEOUT)
         problem = guests.trouble(before, after)
         if problem:
@@ -148,6 +211,11 @@ class Benchmark:
         return {
             **{key: migration[key] for key in ("seconds", "downtime_seconds", "bytes")},
             "longest_gap_seconds": guests.longest_gap(after),
+            "phases": migration["phases"],
+            "network_bytes": used["network_bytes"],
+            "cpu_host_dom0": used["cpu_seconds"]["Domain-0"],
+            "cpu_host_vms": round(sum(used["cpu_seconds"][host] for host in self.hosts), 1),
+            **(migration["memory"] or {}),
         }
 
     def _session(self, source: str, destination: str, purpose: str = "guest") -> int:
@@ -187,6 +255,12 @@ class Benchmark:
                 left.append(f"maybe a guest of the benchmark in {host}: {exc}")
         return left
 
+    def clear(self) -> None:
+        """Destroy the benchmark's guests; raises LabError if anything is left."""
+        left = self.remove_guests()
+        if left:
+            raise LabError(f"in the way of the next guest: {'; '.join(left)}")
+
     def unpause_others(self) -> list[str]:
         """Let the topology's guests run again; return those that are left paused, and why."""
         left = []
@@ -208,30 +282,74 @@ def bring_up() -> None:
         )
 
 
-def measure(sizes: list[int], rounds: int) -> list[dict]:
-    """Return what was measured of every migration; whatever happens, no guest of the benchmark stays."""
+class Plan(typing.NamedTuple):
+    """What is to be measured."""
+
+    sizes_mib: list[int]
+    rates: list[int]
+    rate_size_mib: int
+    methods: list[str]
+    rounds: int
+
+
+class Measured(typing.NamedTuple):
+    """What was measured: records of migrations, and MiB/s."""
+
+    by_size: list[dict]
+    by_rate: list[dict]
+    throughput: dict[str, float]
+
+
+def measure(plan: Plan) -> Measured:
+    """Return what was measured; whatever happens, no guest of the benchmark stays."""
     benchmark = Benchmark(topology.load(paths.LAB / "topology.yml"))
-    measured = []
+    by_size, by_rate = [], []
     try:
         benchmark.pause_others()
-        for size in sizes:
+        with phase("throughput"):
+            throughput = benchmark.throughput()
+            say(json.dumps(throughput))
+        for size in plan.sizes_mib:
             with phase(f"migrations of {size} MiB"):
-                measured += benchmark.measure(size, rounds)
-            left = benchmark.remove_guests()
-            if left:
-                raise LabError(f"in the way of the next size: {'; '.join(left)}")
+                name = benchmark.start(size)
+                by_size += benchmark.measure(name, results.schedule(plan.rounds, plan.methods), size_mib=size)
+            benchmark.clear()
+        if plan.rates:
+            methods = [method for method in plan.methods if method in (results.BASELINE, results.ZERO_COPY)]
+            with phase(f"rates of {plan.rate_size_mib} MiB"):
+                name = benchmark.start(plan.rate_size_mib, plan.rate_size_mib // WRITER_SHARE)
+                for rate in plan.rates:
+                    about = {"size_mib": plan.rate_size_mib, "rate": rate, "achieved_rate": benchmark.set_rate(rate)}
+                    by_rate += benchmark.measure(name, results.schedule(plan.rounds, methods), **about)
+            benchmark.clear()
     finally:
         for what in [*benchmark.remove_guests(), *benchmark.unpause_others()]:
             say(f"left behind: {what}")
-    return measured
+    return Measured(by_size, by_rate, throughput)
+
+
+def numbers(text: str) -> list[int]:
+    """Parse numbers given on the command line, e.g. "0,1000"; nothing is none."""
+    found = [int(word) for word in text.split(",")] if text else []
+    if min(found, default=0) < 0 or len(set(found)) < len(found):
+        raise ValueError(text)
+    return found
 
 
 def sizes_mib(text: str) -> list[int]:
     """Parse the sizes given on the command line, e.g. "128,512"."""
-    sizes = [int(word) for word in text.split(",")]
-    if min(sizes) <= 0 or len(set(sizes)) < len(sizes):
+    sizes = numbers(text)
+    if not sizes or not all(sizes):
         raise ValueError(text)
     return sizes
+
+
+def methods(text: str) -> list[str]:
+    """Parse the methods given on the command line, e.g. "precopy-ssh,zero-copy"."""
+    found = text.split(",")
+    if len(set(found)) < len(found) or not set(found) <= set(results.METHODS):
+        raise ValueError(text)
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -240,24 +358,61 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--sizes", type=sizes_mib, default=[128, 512], help="MiB of the guests (default: 128,512)")
     parser.add_argument("--rounds", type=int, default=3, help="migrations of each size by each method (default: 3)")
+    parser.add_argument(
+        "--rates",
+        type=numbers,
+        default=[0, 1000, 3000, 10000],
+        help="pages rewritten per second by a guest of --rate-size (default: 0,1000,3000,10000; '' for none)",
+    )
+    parser.add_argument("--rate-size", type=int, default=256, help="its MiB (default: 256)")
+    parser.add_argument(
+        "--methods",
+        type=methods,
+        default=list(results.METHODS),
+        help=f"of {', '.join(results.METHODS)} (default: all of them)",
+    )
     options = parser.parse_args(argv)
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
     LOG.unlink(missing_ok=True)
     phases.reset()
+    plan = Plan(options.sizes, options.rates, options.rate_size, options.methods, options.rounds)
     try:
         bring_up()
-        measured = measure(options.sizes, options.rounds)
+        measured = measure(plan)
     except LabError as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
     command = f"make bench ARGS={shlex.quote(shlex.join(argv))}" if argv else "make bench"
-    found = results.summarize(measured)
-    document = {"command": command, "rounds": options.rounds, "results": found, "migrations": measured}
-    (HERE / "results.json").write_text(json.dumps({**document, "phases": phases.rows()}, indent=2) + "\n")
-    (HERE / "RESULTS.md").write_text(results.page(command, found, phases.table()))
-    print(results.table(found))
+    write(command, options.rounds, measured)
     return 0
+
+
+def write(command: str, rounds: int, measured: Measured) -> None:
+    """Write results.json, RESULTS.md and the plots."""
+    found = results.summarize(measured.by_size)
+    figures = results.figures(measured.by_size, measured.by_rate)
+    document = {
+        "command": command,
+        "rounds": rounds,
+        "figures": {"fig6": measured.throughput, **figures},
+        "results": found,
+        "migrations": measured.by_size,
+        "migrations_by_rate": measured.by_rate,
+        "phases": phases.rows(),
+    }
+    (HERE / "results.json").write_text(json.dumps(document, indent=2) + "\n")
+    plotted = plots.draw(figures, HERE / "plots")
+    text = results.page(
+        command,
+        found,
+        phases.table(),
+        results.throughput_text(measured.throughput),
+        results.figures_text(figures),
+        "\n".join(f"![{path.stem}](plots/{path.name})" for path in plotted),
+    )
+    (HERE / "RESULTS.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "lab")]
 from vmbeam_lab import ansible, guests  # noqa: E402
 from vmbeam_lab.errors import LabError  # noqa: E402
 
-from benchmarks import migration, results  # noqa: E402
+from benchmarks import meters, migration, plots, results  # noqa: E402
 
 
 def measured(method, seconds, downtime, size=128, gap=0.5, size_bytes=None):
@@ -53,7 +53,7 @@ def test_results_have_ratios_of_medians_to_the_baseline_of_their_size():
     assert found["128"]["precopy-ssh"]["seconds"]["median"] == 20
     assert found["128"]["suspend-tcp"]["ratio_to_precopy-ssh"] == {"seconds": 0.25, "downtime_seconds": 1.5}
     assert found["512"]["precopy-ssh"]["ratio_to_precopy-ssh"]["seconds"] == 1
-    assert found["512"]["suspend-tcp"]["ratio_to_precopy-ssh"]["seconds"] is None
+    assert list(found["512"]) == ["precopy-ssh"]
 
 
 def test_table_and_page():
@@ -72,6 +72,58 @@ def test_table_and_page():
     assert table in page
     assert "`make bench`" in page
     assert "ratios" in page
+
+
+def by_rate(method, rate, seconds):
+    return {**measured(method, seconds, seconds / 10, size=256), "rate": rate}
+
+
+def test_figures_have_rows_with_the_baseline_by_zero_copy(tmp_path):
+    by_size = [
+        measured("precopy-ssh", 40.0, 2.0),
+        {**measured("zero-copy", 4.0, 1.0), "network_bytes": 0, "pages_copied": 8},
+        measured("precopy-ssh", 80.0, 2.0, size=512),
+        {**measured("zero-copy", 5.0, 1.0, size=512), "network_bytes": 0, "pages_copied": 9},
+    ]
+    found = results.figures(by_size, [by_rate("precopy-ssh", 0, 50.0), by_rate("zero-copy", 0, 5.0)])
+    assert set(found) == {"fig7", "fig9", "fig10", "fig11", "fig12", "fig15-copied"}
+    assert [(row["size_mib"], row["ratio"]) for row in found["fig7"]["rows"]] == [(128, 10.0), (512, 16.0)]
+    assert found["fig10"]["rows"][0]["rate"] == 0
+    assert list(found["fig15-copied"]["rows"][0]["methods"]) == ["zero-copy"]
+    text = results.figures_text(found)
+    assert "| 512 | 80.00 (80.00-80.00) | 5.00 (5.00-5.00) | 16.00x |" in text
+    drawn = plots.draw(found, tmp_path / "plots")
+    # One row makes no plot.
+    assert {path.stem for path in drawn} == {"fig7", "fig9", "fig12", "fig15-copied"}
+    assert all(b"<svg" in path.read_bytes() for path in drawn)
+
+
+def test_throughput_is_compared_with_memcpy():
+    assert "| channel | 5.00 | 0.500x |" in results.throughput_text({"channel": 5.0, "memcpy": 10.0})
+
+
+def test_meters_read_what_tc_and_xl_say():
+    text = """\
+[{"protocol":"all","pref":1},{"protocol":"all","kind":"flower","options":{"actions":[{"order":1,"stats":{"bytes":700}}]}}]
+
+[{"kind":"flower","options":{"actions":[{"stats":{"bytes":34}}]}}]
+Name                                        ID   Mem VCPUs\tState\tTime(s)
+Domain-0                                     0  1536     1     r-----     105.5
+m1-a                                         2  3072     1     -b----      22.3
+"""
+    assert meters.network_bytes(text) == 734
+    assert meters.cpu_seconds(text) == {"Domain-0": 105.5, "m1-a": 22.3}
+    earlier, later = meters.Reading(100, {"m1-a": 1.5}), meters.Reading(150, {"m1-a": 4.0})
+    assert later.since(earlier) == {"network_bytes": 50, "cpu_seconds": {"m1-a": 2.5}}
+
+
+def test_methods_and_rates():
+    assert migration.methods("zero-copy,precopy-ssh") == ["zero-copy", "precopy-ssh"]
+    assert migration.numbers("") == []
+    assert migration.numbers("0,1000") == [0, 1000]
+    for parse, text in ((migration.methods, "rsync"), (migration.methods, ""), (migration.numbers, "1,1")):
+        with pytest.raises(ValueError):  # noqa: PT011 - argparse tells the user which
+            parse(text)
 
 
 def test_sizes():

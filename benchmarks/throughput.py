@@ -1,0 +1,74 @@
+"""Measures how fast bytes get from one guest dom0 to the other: through the channel, over the network, by memcpy.
+
+Runs in a guest dom0, as a program on standard input: throughput.py channel SESSION | network ADDRESS PORT |
+sink PORT | memcpy. Prints MiB per second (sink: nothing).
+"""
+
+import socket
+import subprocess
+import sys
+import time
+
+MIB = 1 << 20
+SECONDS = 10.0
+
+
+def measure(send):
+    """Call send(), which moves a MiB, for some seconds; return when that began, and how often."""
+    count, start = 0, time.monotonic()
+    while time.monotonic() - start < SECONDS:
+        send()
+        count += 1
+    return start, count
+
+
+def channel(session):
+    block = bytes(MIB)
+    with subprocess.Popen(["vmbeam-channel", "discard", session], stdin=subprocess.PIPE) as sender:
+        for _ in range(2):  # until everything is running, and buffers are full
+            sender.stdin.write(block)
+        start, count = measure(lambda: sender.stdin.write(block))
+        sender.stdin.close()
+        if sender.wait():
+            sys.exit("the channel has failed")
+    return count / (time.monotonic() - start)
+
+
+def network(address, port):
+    block = bytes(MIB)
+    with socket.create_connection((address, int(port)), 60) as sender:
+        for _ in range(2):
+            sender.sendall(block)
+        start, count = measure(lambda: sender.sendall(block))
+        sender.shutdown(socket.SHUT_WR)
+        sender.recv(1)
+    return count / (time.monotonic() - start)
+
+
+def sink(port):
+    block = bytearray(256 << 10)
+    with socket.create_server(("", int(port))) as server:
+        print("ready", flush=True)
+        receiver, _address = server.accept()
+        with receiver:
+            while receiver.recv_into(block):
+                pass
+
+
+def memcpy():
+    # Larger than the caches, as a migration is.
+    source, target = bytes(range(256)) * (64 * MIB >> 8), bytearray(64 * MIB)
+    place = 0
+
+    def copy():
+        nonlocal place
+        target[place : place + MIB] = memoryview(source)[place : place + MIB]
+        place = (place + MIB) % (64 * MIB)
+
+    start, count = measure(copy)
+    return count / (time.monotonic() - start)
+
+
+result = {"channel": channel, "network": network, "sink": sink, "memcpy": memcpy}[sys.argv[1]](*sys.argv[2:])
+if result is not None:
+    print(round(result, 3))
