@@ -56,6 +56,7 @@ _COUNTS = (
     "calls",
     "p2m_writes_4k",
     "p2m_writes_2m",
+    "lost",
 )
 
 
@@ -69,7 +70,7 @@ class _Info(ctypes.Structure):
         ("flags", ctypes.c_uint16),
         ("version", ctypes.c_uint32),
         *((name, ctypes.c_uint32) for name in _COUNTS),
-        ("reserved", ctypes.c_uint32 * 2),
+        ("reserved", ctypes.c_uint32),
     )
 
 
@@ -97,6 +98,7 @@ class Session:
     source, destination: domain ids of the host VMs; None as seen from within a host VM.
     owner: within a host VM, the id of the guest that has opened it, None if none has.
     calls: hypercalls of the two guest hypervisors; p2m_writes: changes of the host VMs' memory maps by order.
+    lost: frames that were exchanged and could not be given back.
     """
 
     session: int
@@ -112,6 +114,7 @@ class Session:
     calls: int
     p2m_writes_4k: int
     p2m_writes_2m: int
+    lost: int
     source: int | None = None
     destination: int | None = None
     owner: int | None = None

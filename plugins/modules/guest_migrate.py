@@ -149,9 +149,10 @@ migration:
     memory:
       description:
         - What O(strategy=zero_copy) did to the memory, as counted by the host hypervisor; null with the others.
-        - C(pages_passed_on) are pages of 4 KiB that the destination got without copying, C(pages_copied) those that were
-          copied because something else on the machine had them in use, C(hypercalls) the calls of both guest hypervisors
-          for it, C(p2m_writes_4k) and C(p2m_writes_2m) the changed entries of page tables, C(session) its number.
+        - C(pages_passed_on) are pages of 4 KiB that the destination got without copying, C(pages_copied) those that
+          were copied because something else on the machine had them in use, C(hypercalls) the calls of both guest
+          hypervisors for it, C(p2m_writes_4k) and C(p2m_writes_2m) the changed entries of page tables, C(session) its
+          number.
       type: dict
     repairs:
       description: What was done about the remains of a failed migration.

@@ -60,6 +60,7 @@ options:
     type: int
 seealso:
   - module: vmbeam.xen.guest_migrate
+  - module: vmbeam.xen.zero_copy_info
 """
 
 EXAMPLES = r"""
@@ -101,6 +102,7 @@ sessions:
       copies: 0
       exchanged: 0
       copied: 0
+      lost: 0
       calls: 0
       p2m_writes_2m: 0
       p2m_writes_4k: 0
@@ -172,9 +174,15 @@ def _bind(
 def _end(module: AnsibleModule, sessions: HostSessions, there: list[Session]) -> dict[str, Any]:
     number = module.params["session"]
     ended = [entry for entry in there if number in (None, entry.session)]
+    refusals = []
     if not module.check_mode:
         for entry in ended:
-            sessions.remove(entry.session)
+            try:
+                sessions.remove(entry.session)
+            except Conflict as exc:
+                refusals.append(exc.message)
+    if refusals:
+        raise Conflict(" ".join(refusals))
     return {**_result(bool(ended), ended, []), "sessions": [entry.as_dict() for entry in ended]}
 
 

@@ -22,6 +22,8 @@ class FakeLibrary:
     def __init__(self) -> None:
         self.sessions: dict[int, SimpleNamespace] = {}
         self.errors: dict[str, int] = {}
+        self.guest = False
+        self.kept: set[int] = set()
         self.xc_interface_open = lambda *_arguments: 1
         self.xc_interface_open.restype = None
 
@@ -58,6 +60,16 @@ class FakeLibrary:
                 setattr(info._obj, name, value)
         return self._end("query")
 
+    def xc_zerocopy_guest_capable(self, _handle, _info) -> int:
+        return self._end("guest_capable", 0 if self.guest else errno.EOPNOTSUPP)
+
+    def xc_zerocopy_guest_query(self, _handle, session, flags, owner, info) -> int:
+        assert flags.value == 1 << 3
+        host_flags, unused = ctypes.c_uint32(1 << 2), ctypes.c_uint32()
+        result = self.xc_zerocopy_query(_handle, session, host_flags, *map(ctypes.byref, (unused, unused)), info)
+        owner._obj.value = 7
+        return result
+
     def xc_zerocopy_force_abort(self, _handle, session) -> int:
         found = self.sessions[session.value]
         if found.state == COMMITTED:
@@ -66,6 +78,8 @@ class FakeLibrary:
         return self._end("force_abort")
 
     def xc_zerocopy_unbind(self, _handle, session) -> int:
+        if session.value in self.kept:
+            return self._end("unbind", errno.EBUSY)
         if "unbind" not in self.errors:
             del self.sessions[session.value]
         return self._end("unbind")
@@ -139,6 +153,16 @@ def test_absent_ends_one_session(run, library, pair):
     assert list(library.sessions) == [kept]
 
 
+def test_one_that_the_hypervisor_keeps_does_not_keep_the_others(run, library, pair):
+    kept, other = library.add(*pair, ABORTED), library.add(*pair)
+    library.kept = {kept}
+    result = run("zero_copy_session", source="m1-a", destination="m1-b", state="absent")
+    assert result.failed
+    assert f"Session {kept} cannot be ended" in result["msg"]
+    assert "migrate-recover" in result["msg"]
+    assert other not in library.sessions
+
+
 def test_absent_host_vms_have_no_sessions(run, library, fake_xen):
     library.add(1, 2)
     assert not run("zero_copy_session", source="m1-a", destination="m1-b", state="absent")["changed"]
@@ -194,3 +218,31 @@ def test_without_patched_tools_there_is_a_clear_error(run, pair, monkeypatch, tm
     result = run("zero_copy_session", source="m1-a", destination="m1-b")
     assert result.failed
     assert "libxenctrl.so.4.3 has no zero-copy migration" in result["msg"]
+
+
+def test_info_of_a_machine_names_the_host_vms(run, library, pair):
+    library.add(*pair)
+    library.add(pair[0], 99, COMMITTED, offered=512)
+    result = run("zero_copy_info")
+    assert not result["changed"]
+    assert result["place"] == "host_dom0"
+    assert [(entry["source_name"], entry["destination_name"], entry["state"]) for entry in result["sessions"]] == [
+        ("m1-a", "m1-b", "open"),
+        ("m1-a", None, "committed"),
+    ]
+
+
+def test_info_of_a_host_vm_tells_the_owner(run, library):
+    library.guest = True
+    library.add(1, 2)
+    result = run("zero_copy_info")
+    assert result["place"] == "guest_dom0"
+    assert [(entry["owner"], entry["source_name"]) for entry in result["sessions"]] == [(7, None)]
+
+
+def test_info_without_patched_tools_is_no_failure(run, monkeypatch):
+    def load():
+        raise _zerocopy.Unsupported("none")
+
+    monkeypatch.setattr(_zerocopy, "_load", load)
+    assert run("zero_copy_info")["place"] is None
