@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import typing
 
 from vmbeam_lab import ansible, build, cli, guests, inventory, paths, phases, topology
@@ -26,6 +27,7 @@ from vmbeam_lab.shell import run
 
 from . import plots, results
 from .meters import Meters
+from .web import Load
 
 HERE = pathlib.Path(__file__).resolve().parent
 LOG = paths.STATE / "bench.log"
@@ -45,6 +47,8 @@ PROGRAM_TIMEOUT = 120
 #: Of the guests that rewrite their memory at different rates: a quarter of it.
 WRITER_SHARE = 4
 PORT = 5001
+#: How long a guest serves before and after a migration.
+WEB_SECONDS = 10
 
 
 class Benchmark:
@@ -158,6 +162,29 @@ class Benchmark:
         )
         return settled["memory"]["achieved_rate"]
 
+    def web(self, order: list[str], name: str) -> list[dict]:
+        """Migrate a guest, which is in slot a, while it serves as fast as it can; return answers per second.
+
+        It ends in slot a if the number of migrations is even.
+        """
+        measured = []
+        source, destination = "a", "b"
+        for number, method in enumerate(order):
+            load = Load(self.port)
+            load.start()
+            try:
+                time.sleep(WEB_SECONDS)
+                began = time.monotonic()
+                self._move(name, method, source, destination)
+                ended = time.monotonic()
+                time.sleep(WEB_SECONDS)
+            finally:
+                load.end()
+            measured.append({"method": method, "number": number, **load.answers(began, ended)._asdict()})
+            say(json.dumps(measured[-1]))
+            source, destination = destination, source
+        return measured
+
     def throughput(self) -> dict[str, float]:
         """Return MiB/s from the guest dom0 of slot a to that of slot b, by way."""
         channel = self._session("a", "b", purpose="channel")
@@ -185,29 +212,14 @@ class Benchmark:
         return float(text)
 
     def _migrate(self, name: str, method: str, source: str, destination: str, word: str) -> dict:
-        options: dict[str, object] = {**results.METHODS[method]}
-        if options["strategy"] == "zero_copy":
-            options["session"] = self._session(source, destination)
-            options["channel"] = self._session(source, destination, purpose="channel")
         before = guests.reset_ticks(self.port, word)
         earlier = self.meters.read()
-        moved = ansible.module(
-            inventory.slot_name(self.machine, source),
-            "vmbeam.xen.guest_migrate",
-            {
-                "name": name,
-                "destination": self.machine.slots[destination].address,
-                "timeout": MIGRATE_TIMEOUT,
-                **options,
-            },
-            timeout=MIGRATE_TIMEOUT + REPAIR_TIMEOUT,
-        )
+        migration = self._move(name, method, source, destination)
         used = self.meters.read().since(earlier)
         after = guests.settled_status(self.port, GUEST_TIMEOUT)
         problem = guests.trouble(before, after)
         if problem:
             raise LabError(f"{name} after {method} from {source} to {destination}: {problem}")
-        migration = moved["migration"]
         return {
             **{key: migration[key] for key in ("seconds", "downtime_seconds", "bytes")},
             "longest_gap_seconds": guests.longest_gap(after),
@@ -217,6 +229,24 @@ class Benchmark:
             "cpu_host_vms": round(sum(used["cpu_seconds"][host] for host in self.hosts), 1),
             **(migration["memory"] or {}),
         }
+
+    def _move(self, name: str, method: str, source: str, destination: str) -> dict:
+        """Migrate a guest and return what the module tells of that."""
+        options: dict[str, object] = {**results.METHODS[method]}
+        if options["strategy"] == "zero_copy":
+            options["session"] = self._session(source, destination)
+            options["channel"] = self._session(source, destination, purpose="channel")
+        return ansible.module(
+            inventory.slot_name(self.machine, source),
+            "vmbeam.xen.guest_migrate",
+            {
+                "name": name,
+                "destination": self.machine.slots[destination].address,
+                "timeout": MIGRATE_TIMEOUT,
+                **options,
+            },
+            timeout=MIGRATE_TIMEOUT + REPAIR_TIMEOUT,
+        )["migration"]
 
     def _session(self, source: str, destination: str, purpose: str = "guest") -> int:
         """Return the number of a session that lets one host VM pass a guest's memory to the other, or of a channel."""
@@ -297,13 +327,16 @@ class Measured(typing.NamedTuple):
 
     by_size: list[dict]
     by_rate: list[dict]
+    web: list[dict]
     throughput: dict[str, float]
 
 
 def measure(plan: Plan) -> Measured:
     """Return what was measured; whatever happens, no guest of the benchmark stays."""
     benchmark = Benchmark(topology.load(paths.LAB / "topology.yml"))
-    by_size, by_rate = [], []
+    by_size, by_rate, web = [], [], []
+    # Whose ratios are asked for; each goes once in each direction.
+    pair = [method for method in plan.methods if method in (results.BASELINE, results.ZERO_COPY)]
     try:
         benchmark.pause_others()
         with phase("throughput"):
@@ -315,17 +348,19 @@ def measure(plan: Plan) -> Measured:
                 by_size += benchmark.measure(name, results.schedule(plan.rounds, plan.methods), size_mib=size)
             benchmark.clear()
         if plan.rates:
-            methods = [method for method in plan.methods if method in (results.BASELINE, results.ZERO_COPY)]
             with phase(f"rates of {plan.rate_size_mib} MiB"):
                 name = benchmark.start(plan.rate_size_mib, plan.rate_size_mib // WRITER_SHARE)
                 for rate in plan.rates:
                     about = {"size_mib": plan.rate_size_mib, "rate": rate, "achieved_rate": benchmark.set_rate(rate)}
-                    by_rate += benchmark.measure(name, results.schedule(plan.rounds, methods), **about)
+                    by_rate += benchmark.measure(name, results.schedule(plan.rounds, pair), **about)
+                benchmark.set_rate(0)
+            with phase(f"web service of {plan.rate_size_mib} MiB"):
+                web = benchmark.web(pair, name)
             benchmark.clear()
     finally:
         for what in [*benchmark.remove_guests(), *benchmark.unpause_others()]:
             say(f"left behind: {what}")
-    return Measured(by_size, by_rate, throughput)
+    return Measured(by_size, by_rate, web, throughput)
 
 
 def numbers(text: str) -> list[int]:
@@ -395,7 +430,7 @@ def write(command: str, rounds: int, measured: Measured) -> None:
     document = {
         "command": command,
         "rounds": rounds,
-        "figures": {"fig6": measured.throughput, **figures},
+        "figures": {"fig6": measured.throughput, **figures, "fig16": measured.web},
         "results": found,
         "migrations": measured.by_size,
         "migrations_by_rate": measured.by_rate,
@@ -409,6 +444,7 @@ def write(command: str, rounds: int, measured: Measured) -> None:
         phases.table(),
         results.throughput_text(measured.throughput),
         results.figures_text(figures),
+        results.web_text(measured.web),
         "\n".join(f"![{path.stem}](plots/{path.name})" for path in plotted),
     )
     (HERE / "RESULTS.md").write_text(text)

@@ -194,6 +194,15 @@ def throughput_text(found: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def web_text(found: list[dict]) -> str:
+    """Return what a guest answered while it migrated as Markdown; nothing if that was not measured."""
+    if not found:
+        return ""
+    lines = ["### fig16: Answers over HTTP per second", "", "| Method | before | during | after |", "|---|---|---|---|"]
+    lines += [f"| {row['method']} | {row['before']:.1f} | {row['during']:.1f} | {row['after']:.1f} |" for row in found]
+    return "\n".join(lines)
+
+
 def page(command: str, results: dict[str, dict[str, dict]], phases: str, *more: str) -> str:
     """Return RESULTS.md; `more` are further sections."""
     return f"""# Migration, measured in the lab

@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "lab")]
 from vmbeam_lab import ansible, guests  # noqa: E402
 from vmbeam_lab.errors import LabError  # noqa: E402
 
-from benchmarks import meters, migration, plots, results  # noqa: E402
+from benchmarks import meters, migration, plots, results, web  # noqa: E402
 
 
 def measured(method, seconds, downtime, size=128, gap=0.5, size_bytes=None):
@@ -100,6 +100,15 @@ def test_figures_have_rows_with_the_baseline_by_zero_copy(tmp_path):
 
 def test_throughput_is_compared_with_memcpy():
     assert "| channel | 5.00 | 0.500x |" in results.throughput_text({"channel": 5.0, "memcpy": 10.0})
+
+
+def test_answers_are_counted_before_during_and_after():
+    load = web.Load(0)
+    load._times = [0.0, 1.0, 2.0, 9.0, 12.0, 12.5, 13.0, 14.0]
+    assert load.answers(2.0, 12.0) == web.Answers(before=1.0, during=0.2, after=1.5)
+    text = results.web_text([{"method": "zero-copy", **load.answers(2.0, 12.0)._asdict()}])
+    assert "| zero-copy | 1.0 | 0.2 | 1.5 |" in text
+    assert results.web_text([]) == ""
 
 
 def test_meters_read_what_tc_and_xl_say():
