@@ -50,7 +50,7 @@ test-rejuvenation: ## All tests that move guests, the long ones too
 	pytest tests/lab/test_rejuvenation.py
 
 .PHONY: bench
-bench: ## Measure Xen's own migration in the lab (ARGS='--sizes 128,512 --rounds 3')
+bench: ## Measure migration in the lab, ours and Xen's own (ARGS='--sizes 128,512 --rounds 3')
 	python -m benchmarks.migration $(ARGS)
 
 .PHONY: packages

@@ -6,10 +6,12 @@ import json
 import re
 import typing
 
+from vmbeam_lab.errors import LabError
 from vmbeam_lab.machine import Emulated
 
 #: Counts what one host VM sends to the other one, and nothing else, on each of its network interfaces in host dom0.
 _COUNT = """
+set -e
 for device in /sys/class/net/vif{domid}.*; do
   device=${{device##*/}}
   tc qdisc replace dev $device clsact
@@ -44,6 +46,7 @@ class Meters:
         for name, mac in macs.items():
             (other,) = set(addresses) - {mac}
             emulated.ssh(_COUNT.format(domid=self._domids[name], mac=mac, other=other))
+        self.read()
 
     def read(self) -> Reading:
         """Return what the meters show now."""
@@ -53,10 +56,20 @@ class Meters:
 
 
 def network_bytes(text: str) -> int:
-    """Sum up the bytes in what tc tells of filters, a line of JSON for each interface."""
-    filters = [entry for line in text.splitlines() if line.startswith("[") for entry in json.loads(line)]
-    actions = [action for entry in filters for action in entry.get("options", {}).get("actions", [])]
-    return sum(action["stats"]["bytes"] for action in actions)
+    """Sum up the bytes in what tc tells of filters, a line of JSON for each interface.
+
+    :raises LabError: an interface has not exactly one that counts; no bytes would be a lie then
+    """
+    total = 0
+    lines = [line for line in text.splitlines() if line.startswith("[")]
+    for line in lines:
+        actions = [action for entry in json.loads(line) for action in entry.get("options", {}).get("actions", [])]
+        if len(actions) != 1:
+            raise LabError(f"an interface of a host VM has {len(actions)} counters: {line}")
+        total += actions[0]["stats"]["bytes"]
+    if not lines:
+        raise LabError(f"no interface of a host VM has a counter: {text}")
+    return total
 
 
 def cpu_seconds(text: str) -> dict[str, float]:

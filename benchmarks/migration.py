@@ -8,6 +8,9 @@ b stays afterwards.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -47,6 +50,10 @@ PROGRAM_TIMEOUT = 120
 #: Of the guests that rewrite their memory at different rates: a quarter of it.
 WRITER_SHARE = 4
 PORT = 5001
+#: Pages per second that the guests' program takes, and the MiB that a guest boots with.
+MAX_RATE, LEAST_SIZE = 1_000_000, 96
+#: In how many seconds a guest rewrites all of its pages, at most, when they are verified.
+CHECK_SECONDS = 20
 #: How long a guest serves before and after a migration.
 WEB_SECONDS = 10
 
@@ -61,6 +68,7 @@ class Benchmark:
         # To talk to the monitor takes no QEMU program.
         self.emulated = Emulated(self.machine, pathlib.Path("/nonexistent"), build.ssh_key())
         self.port = self._forward()
+        self._measurements = itertools.count()
         macs = [self.machine.slots[slot].mac for slot in ("a", "b")]
         self.meters = Meters(self.emulated, dict(zip(self.hosts, macs, strict=True)))
 
@@ -121,31 +129,26 @@ class Benchmark:
         run([*tool, "guests", *made], timeout=300)
         return directory / f"{name}.cfg"
 
-    def measure(self, name: str, order: list[str], **about: int) -> list[dict]:
-        """Migrate a guest, which is in slot a, by one method after the other, and return what was measured.
+    def measure(self, name: str, order: list[str]) -> typing.Iterator[dict]:
+        """Migrate a guest, which is in slot a, by one method after the other, and yield what was measured.
 
-        It ends in slot a. about: what the records are to have, too.
+        It ends in slot a, by way of zero-copy if need be.
         """
-        measured = []
         source, destination = "a", "b"
-        for number, method in enumerate(order):
-            word = "-".join([name, *map(str, about.values()), str(number)])
-            entry = {
-                **about,
+        for method in order:
+            record = {
                 "method": method,
                 "direction": f"{source} to {destination}",
-                **self._migrate(name, method, source, destination, word),
+                **self._migrate(name, method, source, destination),
             }
-            measured.append(entry)
-            say(json.dumps(entry))
+            say(json.dumps(record))
+            yield record
             source, destination = destination, source
         self._check_memory(name)
         if source == "b":
-            self._migrate(name, results.ZERO_COPY, "b", "a", word=f"{name}-{len(order)}-back")
-        return measured
+            self._migrate(name, results.ZERO_COPY, "b", "a")
 
-    def set_rate(self, rate: int) -> int:
-        """Have the guest rewrite so many pages a second; return how many it manages to."""
+    def _request_rate(self, rate: int) -> None:
         guests.await_status(
             self.port,
             lambda status: status["memory"]["rate"] == rate,
@@ -153,34 +156,44 @@ class Benchmark:
             what=f"rate of {rate} pages/s",
             control=("memory-rate", str(rate)),
         )
-        round_now = guests.await_status(self.port, timeout=GUEST_TIMEOUT)["memory"]["round"]
-        settled = guests.await_status(
+
+    def set_rate(self, rate: int) -> float:
+        """Have the guest rewrite so many pages a second; return how many it manages to, over two rounds or more."""
+        self._request_rate(rate)
+        if not rate:
+            return 0
+        before = guests.await_status(self.port, timeout=GUEST_TIMEOUT)
+        after = guests.await_status(
             self.port,
-            lambda status: not rate or status["memory"]["round"] >= round_now + 2,
+            lambda status: status["memory"]["round"] >= before["memory"]["round"] + 2,
             timeout=GUEST_TIMEOUT,
             what="two rounds at the new rate",
         )
-        return settled["memory"]["achieved_rate"]
+        pages, seconds = (after["memory"][key] - before["memory"][key] for key in ("verified", "updated"))
+        return round(pages / seconds)
 
-    def web(self, order: list[str], name: str) -> list[dict]:
-        """Migrate a guest, which is in slot a, while it serves as fast as it can; return answers per second.
-
-        It ends in slot a if the number of migrations is even.
-        """
+    def web(self, name: str, order: list[str]) -> list[dict]:
+        """Migrate a guest, which is in slot a, while it serves as fast as it can; return answers per second."""
         measured = []
         source, destination = "a", "b"
-        for number, method in enumerate(order):
+        for method in order:
+            options = self._options(name, method, source, destination)
+            before = guests.await_status(self.port, timeout=GUEST_TIMEOUT)
             load = Load(self.port)
             load.start()
             try:
                 time.sleep(WEB_SECONDS)
-                began = time.monotonic()
-                self._move(name, method, source, destination)
+                migration = self._move(source, options)
                 ended = time.monotonic()
                 time.sleep(WEB_SECONDS)
             finally:
                 load.end()
-            measured.append({"method": method, "number": number, **load.answers(began, ended)._asdict()})
+            problem = guests.trouble(before, guests.await_status(self.port, timeout=GUEST_TIMEOUT))
+            if problem:
+                raise LabError(f"{name} after {method} from {source} to {destination}: {problem}")
+            # Without the time that Ansible takes to get there.
+            answers = load.answers(ended - migration["seconds"], ended)
+            measured.append({"method": method, "direction": f"{source} to {destination}", **answers._asdict()})
             say(json.dumps(measured[-1]))
             source, destination = destination, source
         return measured
@@ -190,7 +203,8 @@ class Benchmark:
         channel = self._session("a", "b", purpose="channel")
         with self._program("b", "sink", str(PORT)) as sink:
             assert sink.stdout is not None  # noqa: S101 - for the type checker
-            sink.stdout.readline()
+            if not sink.stdout.readline():
+                raise LabError("throughput: the sink has not started")
             network = self._run("a", "network", self.machine.slots["b"].address, str(PORT))
         return {
             "channel": self._run("a", "channel", str(channel)),
@@ -198,23 +212,29 @@ class Benchmark:
             "memcpy": self._run("a", "memcpy"),
         }
 
-    def _program(self, slot: str, *arguments: str) -> subprocess.Popen:
-        """Start throughput.py in a guest dom0."""
-        argv = [*guest_dom0_ssh(self.machine, slot, self.emulated.key), "timeout", str(PROGRAM_TIMEOUT), "python3", "-"]
+    @contextlib.contextmanager
+    def _program(self, slot: str, *arguments: str) -> typing.Iterator[subprocess.Popen]:
+        """Run throughput.py in a guest dom0; it is ended afterwards, if it does not end by itself."""
+        # Both ends bound it: this one in case that ssh hangs.
+        argv = ["timeout", str(2 * PROGRAM_TIMEOUT), *guest_dom0_ssh(self.machine, slot, self.emulated.key)]
+        argv += ["timeout", str(PROGRAM_TIMEOUT), "python3", "-", *arguments]
         with (HERE / "throughput.py").open() as program:
-            return subprocess.Popen([*argv, *arguments], stdin=program, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(argv, stdin=program, stdout=subprocess.PIPE, text=True)
+        with process:
+            yield process
 
     def _run(self, slot: str, *arguments: str) -> float:
         with self._program(slot, *arguments) as program:
-            text, _ = program.communicate(timeout=2 * PROGRAM_TIMEOUT)
+            text, _ = program.communicate()
         if program.returncode:
             raise LabError(f"throughput by {arguments[0]}: exit code {program.returncode}")
         return float(text)
 
-    def _migrate(self, name: str, method: str, source: str, destination: str, word: str) -> dict:
-        before = guests.reset_ticks(self.port, word)
+    def _migrate(self, name: str, method: str, source: str, destination: str) -> dict:
+        options = self._options(name, method, source, destination)
+        before = guests.reset_ticks(self.port, f"measurement-{next(self._measurements)}")
         earlier = self.meters.read()
-        migration = self._move(name, method, source, destination)
+        migration = self._move(source, options)
         used = self.meters.read().since(earlier)
         after = guests.settled_status(self.port, GUEST_TIMEOUT)
         problem = guests.trouble(before, after)
@@ -230,23 +250,24 @@ class Benchmark:
             **(migration["memory"] or {}),
         }
 
-    def _move(self, name: str, method: str, source: str, destination: str) -> dict:
-        """Migrate a guest and return what the module tells of that."""
-        options: dict[str, object] = {**results.METHODS[method]}
+    def _options(self, name: str, method: str, source: str, destination: str) -> dict[str, object]:
+        """Return the options of guest_migrate for a method, sessions included."""
+        options: dict[str, object] = {
+            "name": name,
+            "destination": self.machine.slots[destination].address,
+            "timeout": MIGRATE_TIMEOUT,
+            **results.METHODS[method],
+        }
         if options["strategy"] == "zero_copy":
             options["session"] = self._session(source, destination)
             options["channel"] = self._session(source, destination, purpose="channel")
-        return ansible.module(
-            inventory.slot_name(self.machine, source),
-            "vmbeam.xen.guest_migrate",
-            {
-                "name": name,
-                "destination": self.machine.slots[destination].address,
-                "timeout": MIGRATE_TIMEOUT,
-                **options,
-            },
-            timeout=MIGRATE_TIMEOUT + REPAIR_TIMEOUT,
-        )["migration"]
+        return options
+
+    def _move(self, source: str, options: dict[str, object]) -> dict:
+        """Migrate a guest and return what the module tells of that."""
+        host = inventory.slot_name(self.machine, source)
+        timeout = MIGRATE_TIMEOUT + REPAIR_TIMEOUT
+        return ansible.module(host, "vmbeam.xen.guest_migrate", options, timeout=timeout)["migration"]
 
     def _session(self, source: str, destination: str, purpose: str = "guest") -> int:
         """Return the number of a session that lets one host VM pass a guest's memory to the other, or of a channel."""
@@ -260,6 +281,10 @@ class Benchmark:
     def _check_memory(self, name: str) -> None:
         """Wait until each page was verified after the last migration."""
         before = guests.await_status(self.port, timeout=GUEST_TIMEOUT)
+        # What rewrites nothing verifies nothing.
+        least = before["memory"]["pages"] // CHECK_SECONDS
+        if before["memory"]["rate"] < least:
+            self._request_rate(least)
         after = guests.await_status(
             self.port,
             lambda status: status["memory"]["round"] >= before["memory"]["round"] + 2,
@@ -322,45 +347,47 @@ class Plan(typing.NamedTuple):
     rounds: int
 
 
-class Measured(typing.NamedTuple):
-    """What was measured: records of migrations, and MiB/s."""
+@dataclasses.dataclass
+class Measured:
+    """What was measured so far: records of migrations, answers per second, and MiB/s."""
 
-    by_size: list[dict]
-    by_rate: list[dict]
-    web: list[dict]
-    throughput: dict[str, float]
+    by_size: list[dict] = dataclasses.field(default_factory=list)
+    by_rate: list[dict] = dataclasses.field(default_factory=list)
+    web: list[dict] = dataclasses.field(default_factory=list)
+    throughput: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def measure(plan: Plan) -> Measured:
-    """Return what was measured; whatever happens, no guest of the benchmark stays."""
+def measure(plan: Plan, measured: Measured) -> None:
+    """Measure; whatever happens, no guest of the benchmark stays, and what was measured is in `measured`."""
     benchmark = Benchmark(topology.load(paths.LAB / "topology.yml"))
-    by_size, by_rate, web = [], [], []
-    # Whose ratios are asked for; each goes once in each direction.
+    # Whose ratios are asked for.
     pair = [method for method in plan.methods if method in (results.BASELINE, results.ZERO_COPY)]
     try:
         benchmark.pause_others()
         with phase("throughput"):
-            throughput = benchmark.throughput()
-            say(json.dumps(throughput))
+            measured.throughput = benchmark.throughput()
+            say(json.dumps(measured.throughput))
         for size in plan.sizes_mib:
             with phase(f"migrations of {size} MiB"):
                 name = benchmark.start(size)
-                by_size += benchmark.measure(name, results.schedule(plan.rounds, plan.methods), size_mib=size)
+                for record in benchmark.measure(name, results.schedule(plan.rounds, plan.methods)):
+                    measured.by_size.append({"size_mib": size, **record})
             benchmark.clear()
-        if plan.rates:
+        if plan.rates and pair:
             with phase(f"rates of {plan.rate_size_mib} MiB"):
                 name = benchmark.start(plan.rate_size_mib, plan.rate_size_mib // WRITER_SHARE)
                 for rate in plan.rates:
                     about = {"size_mib": plan.rate_size_mib, "rate": rate, "achieved_rate": benchmark.set_rate(rate)}
-                    by_rate += benchmark.measure(name, results.schedule(plan.rounds, pair), **about)
-                benchmark.set_rate(0)
+                    for record in benchmark.measure(name, results.schedule(plan.rounds, pair)):
+                        measured.by_rate.append({**about, **record})
             with phase(f"web service of {plan.rate_size_mib} MiB"):
-                web = benchmark.web(pair, name)
+                benchmark.set_rate(0)
+                # Each goes once in each direction.
+                measured.web = benchmark.web(name, results.schedule(2, pair))
             benchmark.clear()
     finally:
         for what in [*benchmark.remove_guests(), *benchmark.unpause_others()]:
             say(f"left behind: {what}")
-    return Measured(by_size, by_rate, web, throughput)
 
 
 def numbers(text: str) -> list[int]:
@@ -409,17 +436,25 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
+    if max(options.rates, default=0) > MAX_RATE:
+        parser.error(f"--rates: at most {MAX_RATE}")
+    if options.rate_size < LEAST_SIZE or min(options.sizes) < LEAST_SIZE:
+        parser.error(f"--sizes, --rate-size: at least {LEAST_SIZE}")
     LOG.unlink(missing_ok=True)
     phases.reset()
     plan = Plan(options.sizes, options.rates, options.rate_size, options.methods, options.rounds)
+    command = f"make bench ARGS={shlex.quote(shlex.join(argv))}" if argv else "make bench"
+    measured = Measured()
     try:
         bring_up()
-        measured = measure(plan)
+        measure(plan, measured)
     except LabError as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
-    command = f"make bench ARGS={shlex.quote(shlex.join(argv))}" if argv else "make bench"
-    write(command, options.rounds, measured)
+    finally:
+        # Half of it is better than nothing after an hour.
+        if measured.by_size:
+            write(command, options.rounds, measured)
     return 0
 
 
@@ -442,7 +477,7 @@ def write(command: str, rounds: int, measured: Measured) -> None:
         command,
         found,
         phases.table(),
-        results.throughput_text(measured.throughput),
+        results.throughput_text(measured.throughput) if measured.throughput else "",
         results.figures_text(figures),
         results.web_text(measured.web),
         "\n".join(f"![{path.stem}](plots/{path.name})" for path in plotted),

@@ -12,6 +12,8 @@ from . import results
 def draw(figures: dict[str, dict], directory: pathlib.Path) -> list[pathlib.Path]:
     """Draw each figure with two rows or more into a file of `directory`; return the files."""
     directory.mkdir(exist_ok=True)
+    for old in directory.glob("*.svg"):
+        old.unlink()
     drawn = []
     for key, figure in figures.items():
         if len(figure["rows"]) > 1:
@@ -23,6 +25,7 @@ def draw(figures: dict[str, dict], directory: pathlib.Path) -> list[pathlib.Path
 def _draw(figure: dict, path: pathlib.Path) -> None:
     canvas = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axes = canvas.subplots()
+    x = "achieved_rate" if figure["by"] == "rate" else figure["by"]
     for method in results.METHODS:
         rows = [row for row in figure["rows"] if method in row["methods"]]
         if not rows:
@@ -33,7 +36,7 @@ def _draw(figure: dict, path: pathlib.Path) -> None:
             [entry["median"] - entry["min"] for entry in found],
             [entry["max"] - entry["median"] for entry in found],
         ]
-        axes.errorbar([row[figure["by"]] for row in rows], middle, spread, marker="o", capsize=3, label=method)
+        axes.errorbar([row[x] for row in rows], middle, spread, marker="o", capsize=3, label=method)
     axes.set_title(figure["title"])
     axes.set_xlabel({"size_mib": "memory of the guest (MiB)", "rate": "pages rewritten per second"}[figure["by"]])
     axes.set_ylabel(figure["unit"])

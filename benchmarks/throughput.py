@@ -57,12 +57,14 @@ def sink(port):
 
 def memcpy():
     # Larger than the caches, as a migration is.
-    source, target = bytes(range(256)) * (64 * MIB >> 8), bytearray(64 * MIB)
+    source = memoryview(bytes(range(256)) * (64 * MIB >> 8))
+    # Filled, so that its pages are there.
+    target = memoryview(bytearray(b"x") * (64 * MIB))
     place = 0
 
     def copy():
         nonlocal place
-        target[place : place + MIB] = memoryview(source)[place : place + MIB]
+        target[place : place + MIB] = source[place : place + MIB]
         place = (place + MIB) % (64 * MIB)
 
     start, count = measure(copy)

@@ -48,7 +48,8 @@ class Load(threading.Thread):
 
     def answers(self, began: float, ended: float) -> Answers:
         """Return the rates before, during and after the time from `began` to `ended` (time.monotonic)."""
-        spans = ((self._times[0], began), (began, ended), (ended, self._times[-1]))
+        first, last = (self._times[0], self._times[-1]) if self._times else (began, ended)
+        spans = ((first, began), (began, ended), (ended, last))
         return Answers(*(self._rate(*span) for span in spans))
 
     def _rate(self, began: float, ended: float) -> float:

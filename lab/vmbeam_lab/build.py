@@ -191,8 +191,10 @@ def _kernel_tree(base: pathlib.Path, entry: pathlib.Path) -> typing.Iterator[pat
     tree = entry / "tree"
     tree.mkdir()
     run(["tar", "-x", "-f", base, "-C", tree, "--wildcards", "./boot/*", "./usr/lib/modules/*"], timeout=300)
-    yield tree
-    shutil.rmtree(tree)
+    try:
+        yield tree
+    finally:
+        shutil.rmtree(tree)
 
 
 def single_program(source: pathlib.Path, modules: typing.Sequence[str]) -> pathlib.Path:
@@ -203,9 +205,10 @@ def single_program(source: pathlib.Path, modules: typing.Sequence[str]) -> pathl
     base = images.base()
     boot = _guest_boot(base)
 
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
+
     def make(entry: pathlib.Path) -> None:
         program = entry / "program"
-        flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
         run(["gcc", *flags, "-o", program, source], timeout=120)
         with _kernel_tree(base, entry) as tree:
             run(
@@ -218,7 +221,7 @@ def single_program(source: pathlib.Path, modules: typing.Sequence[str]) -> pathl
             )
         (entry / "vmlinux").symlink_to(boot / "vmlinux")
 
-    return cache.once("single", cache.digest(boot.name, source, list(modules)), make)
+    return cache.once("single", cache.digest(boot.name, source, flags, list(modules)), make)
 
 
 def _guest_disks(topology: Topology, machine: Machine, boot: pathlib.Path) -> pathlib.Path:

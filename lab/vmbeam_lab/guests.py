@@ -90,3 +90,15 @@ def trouble(before: dict, after: dict) -> str | None:
     if disk and (disk["write_errors"] or disk["readback_errors"] or disk["foreign_records"]):
         return f"disk errors: {disk}"
     return None
+
+
+def lost(before: dict, after: dict) -> str | None:
+    """Return what a guest lost between two statuses, or what does not go on in it; None if all is well."""
+    problem = trouble(before, after)
+    if problem:
+        return problem
+    if after["memory"]["verified"] <= before["memory"]["verified"]:
+        return f"its memory is not verified any more: {after['memory']}"
+    if after["disk"]["sequence"] <= before["disk"]["sequence"]:
+        return f"it does not write to its disk any more: {after['disk']}"
+    return None

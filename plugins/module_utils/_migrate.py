@@ -432,11 +432,12 @@ class Migration:
             self._end_transport(xl)
             self._end_gently(xl)
             raise
+        ended = self._clock.now()
         self._log.finish()
         if rc != 0:
             raise self._failed("xl migrate", rc)
         self._measure_downtime(self._log.time_of(_STARTED))
-        self._measure_phases(started, self._clock.now())
+        self._measure_phases(started, ended)
 
     def _suspend(self, guest: Domain) -> None:
         """Saves the guest into a pipe that restores it at the destination, both paused; then switches over."""
@@ -536,10 +537,12 @@ class Migration:
     def _measure_phases(self, started: float, ended: float) -> None:
         """Tells what took how long; a phase whose end was not seen is a part of the next one."""
         marks = [(phase, self._log.time_of(text)) for phase, text in _MARKS]
-        for phase, at in [*marks, (_LAST_PHASE, ended)]:
+        for phase, at in marks:
             if at is not None and at >= started:
                 self.report.phases[phase] = round(at - started, 3)
                 started = at
+        # The last line may be read after xl has ended.
+        self.report.phases[_LAST_PHASE] = round(max(0.0, ended - started), 3)
         found = self._log.search(_PASSED_ON)
         self.report.memory = {key: int(value) for key, value in found.groupdict().items()} if found else None
 

@@ -75,7 +75,7 @@ def test_table_and_page():
 
 
 def by_rate(method, rate, seconds):
-    return {**measured(method, seconds, seconds / 10, size=256), "rate": rate}
+    return {**measured(method, seconds, seconds / 10, size=256), "rate": rate, "achieved_rate": rate - 1}
 
 
 def test_figures_have_rows_with_the_baseline_by_zero_copy(tmp_path):
@@ -88,7 +88,7 @@ def test_figures_have_rows_with_the_baseline_by_zero_copy(tmp_path):
     found = results.figures(by_size, [by_rate("precopy-ssh", 0, 50.0), by_rate("zero-copy", 0, 5.0)])
     assert set(found) == {"fig7", "fig9", "fig10", "fig11", "fig12", "fig15-copied"}
     assert [(row["size_mib"], row["ratio"]) for row in found["fig7"]["rows"]] == [(128, 10.0), (512, 16.0)]
-    assert found["fig10"]["rows"][0]["rate"] == 0
+    assert found["fig10"]["rows"][0]["achieved_rate"] == -1
     assert list(found["fig15-copied"]["rows"][0]["methods"]) == ["zero-copy"]
     text = results.figures_text(found)
     assert "| 512 | 80.00 (80.00-80.00) | 5.00 (5.00-5.00) | 16.00x |" in text
@@ -121,6 +121,9 @@ Domain-0                                     0  1536     1     r-----     105.5
 m1-a                                         2  3072     1     -b----      22.3
 """
     assert meters.network_bytes(text) == 734
+    for broken in ("", "[]", text.replace("34}", '34}},{"stats":{"bytes":1}')):
+        with pytest.raises(LabError):
+            meters.network_bytes(broken)
     assert meters.cpu_seconds(text) == {"Domain-0": 105.5, "m1-a": 22.3}
     earlier, later = meters.Reading(100, {"m1-a": 1.5}), meters.Reading(150, {"m1-a": 4.0})
     assert later.since(earlier) == {"network_bytes": 50, "cpu_seconds": {"m1-a": 2.5}}
