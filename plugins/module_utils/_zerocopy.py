@@ -15,7 +15,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +35,10 @@ CHANNEL_FRAMES = 1 + 2 * 192
 #: XEN_DOMCTL_ZEROCOPY_F_NEXT and XEN_ZEROCOPY_F_NEXT.
 _HOST_NEXT = 1 << 2
 _GUEST_NEXT = 1 << 3
+# XEN_ZEROCOPY_INFO_*
 _CHANNEL = 1 << 0
+_CLOSED = {"source": 1 << 1, "destination": 1 << 2}
+_DEAD = {"source": 1 << 3, "destination": 1 << 4}
 #: XEN_DOMCTL_ZEROCOPY_F_CHANNEL.
 _BIND_CHANNEL = 1 << 0
 _DOMID_INVALID = 0x7FF4
@@ -99,6 +102,7 @@ class Session:
     owner: within a host VM, the id of the guest that has opened it, None if none has.
     calls: hypercalls of the two guest hypervisors; p2m_writes: changes of the host VMs' memory maps by order.
     lost: frames that were exchanged and could not be given back.
+    closed, dead: the roles whose guest hypervisor has closed it, and whose host VM is shut down or gone.
     """
 
     session: int
@@ -115,6 +119,8 @@ class Session:
     p2m_writes_4k: int
     p2m_writes_2m: int
     lost: int
+    closed: list[str] = field(default_factory=list)
+    dead: list[str] = field(default_factory=list)
     source: int | None = None
     destination: int | None = None
     owner: int | None = None
@@ -133,6 +139,8 @@ def _session(info: _Info) -> Session:
         state=STATES[info.state] if info.state < len(STATES) else str(info.state),
         role=ROLES[info.role] if info.role < len(ROLES) else str(info.role),
         channel=bool(info.flags & _CHANNEL),
+        closed=[role for role, flag in _CLOSED.items() if info.flags & flag],
+        dead=[role for role, flag in _DEAD.items() if info.flags & flag],
         **{name: getattr(info, name) for name in ("session", *_COUNTS)},
     )
 

@@ -27,23 +27,25 @@ EXAMPLES = r"""
 - name: Look for migrations that have not come to an end
   vmbeam.xen.zero_copy_info:
   register: zero_copy
-  failed_when: zero_copy.sessions | selectattr('state', 'in', ['committing', 'undoing']) | length > 0
+  failed_when: >-
+    zero_copy.sessions | rejectattr('channel') | rejectattr('state', 'eq', 'open') | rejectattr('closed', 'eq',
+    ['source', 'destination']) | length > 0
 
 - name: See whether guests of a host VM can move without being copied
   vmbeam.xen.zero_copy_info:
   delegate_to: m1-a
   register: zero_copy
-  failed_when: zero_copy.place != 'guest_dom0'
+  failed_when: not zero_copy.capable
 """
 
 RETURN = r"""
-place:
+capable:
   description: >-
-    V(host_dom0) where sessions are made, V(guest_dom0) where they are used to migrate guests, null where there is no
-    zero-copy migration.
+    Whether guests of this dom0 can migrate by zero-copy: both its hypervisor and the one below know how. False in a
+    host dom0, which has no guests.
   returned: success
-  type: str
-  sample: host_dom0
+  type: bool
+  sample: true
 sessions:
   description:
     - The sessions by number, frames being of 4 KiB.
@@ -54,6 +56,8 @@ sessions:
     - C(offered), C(shared), C(copies), C(exchanged) and C(copied) count frames that the source has lent, the
       destination has taken or asked to be copied, and that have changed hands or been copied by now; C(lost) those that
       could not be given back; C(calls) hypercalls; C(p2m_writes_4k) and C(p2m_writes_2m) changed page table entries.
+    - C(closed) names the roles whose guest hypervisor has closed the session, C(dead) those whose host VM is shut down
+      or gone. A session that was committed, or tried to be, stays until it is closed.
   returned: success
   type: list
   elements: dict
@@ -74,6 +78,8 @@ sessions:
       exchanged: 0
       copied: 0
       lost: 0
+      closed: []
+      dead: []
       calls: 20
       p2m_writes_2m: 64
       p2m_writes_4k: 0
@@ -96,35 +102,32 @@ def body(_module: AnsibleModule) -> dict[str, Any]:
     try:
         require_capable()
     except Unsupported:
-        return {"changed": False, **_of_the_machine()}
+        return {"changed": False, "capable": False, "sessions": _of_the_machine()}
     with GuestSessions() as guest_sessions:
         return {
             "changed": False,
-            "place": "guest_dom0",
+            "capable": True,
             "sessions": [
                 {**session.as_dict(), "source_name": None, "destination_name": None} for session in guest_sessions.all()
             ],
         }
 
 
-def _of_the_machine() -> dict[str, Any]:
+def _of_the_machine() -> list[dict[str, Any]]:
     try:
         with HostSessions() as host_sessions:
             found = host_sessions.all()
     except Unsupported:
-        return {"place": None, "sessions": []}
+        return []
     names: dict[int | None, str] = {domain.domid: domain.name for domain in Xl().domains()}
-    return {
-        "place": "host_dom0",
-        "sessions": [
-            {
-                **session.as_dict(),
-                "source_name": names.get(session.source),
-                "destination_name": names.get(session.destination),
-            }
-            for session in found
-        ],
-    }
+    return [
+        {
+            **session.as_dict(),
+            "source_name": names.get(session.source),
+            "destination_name": names.get(session.destination),
+        }
+        for session in found
+    ]
 
 
 def main() -> None:

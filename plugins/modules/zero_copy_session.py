@@ -103,6 +103,8 @@ sessions:
       exchanged: 0
       copied: 0
       lost: 0
+      closed: []
+      dead: []
       calls: 0
       p2m_writes_2m: 0
       p2m_writes_4k: 0

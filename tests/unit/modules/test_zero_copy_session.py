@@ -223,20 +223,22 @@ def test_without_patched_tools_there_is_a_clear_error(run, pair, monkeypatch, tm
 def test_info_of_a_machine_names_the_host_vms(run, library, pair):
     library.add(*pair)
     library.add(pair[0], 99, COMMITTED, offered=512)
+    library.sessions[2].flags = 1 << 1 | 1 << 4
     result = run("zero_copy_info")
     assert not result["changed"]
-    assert result["place"] == "host_dom0"
+    assert result["capable"] is False
     assert [(entry["source_name"], entry["destination_name"], entry["state"]) for entry in result["sessions"]] == [
         ("m1-a", "m1-b", "open"),
         ("m1-a", None, "committed"),
     ]
+    assert (result["sessions"][1]["closed"], result["sessions"][1]["dead"]) == (["source"], ["destination"])
 
 
 def test_info_of_a_host_vm_tells_the_owner(run, library):
     library.guest = True
     library.add(1, 2)
     result = run("zero_copy_info")
-    assert result["place"] == "guest_dom0"
+    assert result["capable"] is True
     assert [(entry["owner"], entry["source_name"]) for entry in result["sessions"]] == [(7, None)]
 
 
@@ -245,4 +247,5 @@ def test_info_without_patched_tools_is_no_failure(run, monkeypatch):
         raise _zerocopy.Unsupported("none")
 
     monkeypatch.setattr(_zerocopy, "_load", load)
-    assert run("zero_copy_info")["place"] is None
+    result = run("zero_copy_info")
+    assert (result["capable"], result["sessions"]) == (False, [])
