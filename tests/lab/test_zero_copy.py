@@ -115,7 +115,7 @@ def test_the_module_tells_phases_and_pages(pair):
     assert not guests.lost(before, pair.lab.status(GUEST))
     for migration in (there, back):
         print(json.dumps(migration))
-        assert list(migration["phases"]) == ["connect", "memory", "state", "hand_over", "start", "clean_up"]
+        assert set(migration["phases"]) == {"connect", "memory", "state", "hand_over", "start", "clean_up"}
         memory = migration["memory"]
         assert memory["pages_passed_on"] + memory["pages_copied"] >= pair.lab.machine.guests[GUEST].memory_mb << 8
         assert memory["pages_passed_on"] > 100 * memory["pages_copied"]
