@@ -47,7 +47,7 @@ test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
 
 .PHONY: test-rejuvenation
 test-rejuvenation: ## All tests that move guests, the long ones too
-	pytest tests/lab/test_rejuvenation.py
+	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py
 
 .PHONY: bench
 bench: ## Measure migration in the lab, ours and Xen's own (ARGS='--sizes 128,512 --rounds 3')
