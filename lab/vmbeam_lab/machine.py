@@ -11,7 +11,8 @@ import signal
 import subprocess
 import typing
 
-from qemu.qmp import QMPClient
+from qemu.qmp import ConnectError, QMPClient
+from qemu.qmp.qmp_client import GreetingError
 
 from . import paths, wait
 from .errors import BootTimeout, LabError
@@ -33,6 +34,9 @@ CPU = (
 )
 
 _SOCKET_LIMIT = 107  #: bytes in a Unix socket's path (unix(7))
+_CONNECTIONS = 5  #: attempts to get the monitor's greeting
+
+_T = typing.TypeVar("_T")
 
 
 _SSH = (
@@ -174,40 +178,57 @@ class Emulated:
 
     # --- monitor -------------------------------------------------------------------------
 
-    def execute(self, command: str, arguments: dict | None = None, timeout: float = 120) -> typing.Any:
-        """Run one QMP command and return its result."""
+    def _converse(self, what: str, talk: typing.Callable[[QMPClient], typing.Awaitable[_T]], timeout: float) -> _T:
+        """Return what `talk` returns of one connection to the monitor, which may take `timeout` seconds."""
 
-        async def talk() -> typing.Any:
-            client = QMPClient(f"lab-{self.machine.name}")
-            await client.connect(str(self.qmp))
+        async def session() -> _T:
+            client = await self._monitor()
             try:
-                return await asyncio.wait_for(client.execute(command, arguments), timeout)
+                return await talk(client)
             finally:
                 await client.disconnect()
 
         try:
-            return asyncio.run(talk())
+            return asyncio.run(asyncio.wait_for(session(), timeout))
         except Exception as exc:
-            raise LabError(f"{self.machine.name}: monitor command {command}: {exc!r}") from exc
+            raise LabError(f"{self.machine.name}: monitor: {what}: {exc!r}") from exc
+
+    async def _monitor(self) -> QMPClient:
+        """Connect to the monitor.
+
+        QEMU sends an event that happens while it accepts a connection ahead of the greeting (monitor/qmp.c: the
+        state of the former connection counts until CHR_EVENT_OPENED was handled). The next connection does better.
+        """
+        left = _CONNECTIONS
+        while True:
+            client = QMPClient(f"lab-{self.machine.name}")
+            left -= 1
+            try:
+                await client.connect(str(self.qmp))
+                return client
+            except ConnectError as exc:
+                if not (left and isinstance(exc.exc, GreetingError)):
+                    raise
+
+    def execute(self, command: str, arguments: dict | None = None, timeout: float = 120) -> typing.Any:
+        """Run one QMP command and return its result."""
+        return self._converse(command, lambda client: client.execute(command, arguments), timeout)
 
     def _job(self, command: str, arguments: dict, timeout: float) -> None:
         """Run a QMP command that is a job, and wait for its end."""
         job = f"{command}-job"
-        self.execute(command, {"job-id": job, **arguments})
 
-        def finished() -> dict | None:
-            for entry in self.execute("query-jobs"):
-                if entry["id"] == job and entry["status"] == "concluded":
-                    return entry
-            return None
+        async def conclude(client: QMPClient) -> dict:
+            with client.listener("JOB_STATUS_CHANGE") as changes:
+                await client.execute(command, {"job-id": job, **arguments})
+                async for change in changes:
+                    if change["data"] == {"id": job, "status": "concluded"}:
+                        break
+            [entry] = [entry for entry in await client.execute("query-jobs") if entry["id"] == job]
+            await client.execute("job-dismiss", {"id": job})
+            return entry
 
-        entry = wait.until(
-            finished,
-            timeout=timeout,
-            failure=lambda: LabError(f"{self.machine.name}: {command} not done after {timeout} s"),
-            interval=0.2,
-        )
-        self.execute("job-dismiss", {"id": job})
+        entry = self._converse(command, conclude, timeout)
         if entry.get("error"):
             raise LabError(f"{self.machine.name}: {command}: {entry['error']}")
 
