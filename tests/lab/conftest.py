@@ -5,7 +5,11 @@ Real Xen in real Xen; nothing in here is a stand-in. `make lab-logs` collects wh
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 import typing
@@ -15,10 +19,30 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "lab"))
 
-from vmbeam_lab import ansible, build, cli, guests, paths, topology, wait  # noqa: E402
+from vmbeam_lab import ansible, build, cli, guests, inventory, paths, topology, wait  # noqa: E402
 from vmbeam_lab.machine import Emulated, guest_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
+PAIR_STATE = "pytest-pair"  #: the same, with a host VM in slot b
+GUEST = "web1"  #: whom tests move if they do not say otherwise
+
+#: Does something when the real xl says a certain thing, which is then waited for.
+STAND_IN = """\
+#!/bin/bash
+case " $* " in *" {verb} "*) ;; *) exec {xl}.real "$@" ;; esac
+fifo=$(mktemp -u /run/stand-in.XXXXXX)
+mkfifo "$fifo"
+{xl}.real "$@" <&0 2>"$fifo" &
+child=$!
+while IFS= read -r line; do
+  printf '%s\\n' "$line" >&2
+  case $line in *{text}*) {action} ;; esac
+done <"$fifo"
+rm "$fifo"
+wait $child
+"""
+HELD, GO = "/run/stand-in.held", "/run/stand-in.go"
+XL = "/usr/lib/xen-4.17/bin/xl"
 
 
 #: How Ansible's commands are run: the checkout's settings, plain output, no questions.
@@ -52,10 +76,10 @@ class Lab:
         self.emulated = emulated
         self.machine = emulated.machine
 
-    def restore(self) -> None:
-        """Return to the saved state, in a fresh QEMU."""
+    def restore(self, state: str = STATE) -> None:
+        """Return to a saved state, in a fresh QEMU."""
         self.emulated.stop()
-        self.emulated.start(snapshot=STATE)
+        self.emulated.start(snapshot=state)
         self.emulated.wait_for_ssh(180)
         for guest in self.machine.guests:
             self.status(guest)
@@ -130,6 +154,112 @@ class Lab:
         return {guest: self.status(guest) for guest in self.machine.guests}
 
 
+def pages(text: str) -> dict[int, int]:
+    """Return domain id -> pages, as the debug key last said."""
+    last = text[text.rindex("'q' pressed") :]
+    found = re.findall(r"General information for domain (\d+):\n.*\n.*?nr_pages=(\d+)", last)
+    return {int(domain): int(count) for domain, count in found}
+
+
+def free(text: str) -> int:
+    return int(re.search(r"free_memory\s*: (\d+)", text)[1])
+
+
+class Pair:
+    """A host VM in each slot, and guests that can run in either."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def restore(self) -> None:
+        """Return to the state in which slot a runs every guest and slot b none."""
+        self.lab.restore(PAIR_STATE)
+
+    def session(self, source: str, destination: str, purpose: str) -> int:
+        names = {"source": self.name(source), "destination": self.name(destination)}
+        return self.lab.module("vmbeam.xen.zero_copy_session", **names, purpose=purpose)["sessions"][0]["session"]
+
+    def name(self, slot: str) -> str:
+        return inventory.slot_name(self.lab.machine, slot)
+
+    def move(self, source: str, destination: str, guest: str = GUEST) -> dict:
+        """Migrate a guest by zero-copy and return what the module says; raises LabError."""
+        options = {
+            "name": guest,
+            "destination": self.lab.machine.slots[destination].address,
+            "strategy": "zero_copy",
+            "transport": "channel",
+            "session": self.session(source, destination, "guest"),
+            "channel": self.session(source, destination, "channel"),
+        }
+        return ansible.module(self.name(source), "vmbeam.xen.guest_migrate", options, timeout=900)
+
+    def running_in(self, guest: str = GUEST, slots: typing.Sequence[str] = ("a", "b")) -> list[str]:
+        """Return those of the slots in which a guest is alive, whatever it is called there."""
+        found = []
+        for slot in slots:
+            for line in self.lab.guest_dom0(slot, "xl list").splitlines()[1:]:
+                name, *_rest, state, _seconds = line.split()
+                if name.startswith(guest) and "p" not in state and "s" not in state and "d" not in state:
+                    found.append(slot)
+        return found
+
+    def free_mib(self, slot: str) -> int:
+        """Return what the guest hypervisor of a slot has free."""
+        return free(self.lab.guest_dom0(slot, "xl info"))
+
+    def accounts(self) -> dict[str, typing.Any]:
+        """Return what all three hypervisors say of who owns how much memory."""
+        count = "xl debug-keys q && xl dmesg && xl info"
+        host = self.lab.host("sh", "-c", shlex.quote(count))
+        inside = {slot: self.lab.guest_dom0(slot, count) for slot in ("a", "b")}
+        return {
+            "host": pages(host),
+            "host free": free(host),
+            **{slot: {0: pages(text)[0]} for slot, text in inside.items()},
+            **{f"{slot} free": free(text) for slot, text in inside.items()},
+        }
+
+    @contextlib.contextmanager
+    def stand_in(self, slot: str, verb: str, text: str, action: str) -> typing.Iterator[None]:
+        """Let a slot's xl do something, in shell, to each run of xl with a verb that says a certain thing."""
+        script = STAND_IN.format(verb=verb, text=shlex.quote(text), action=action, xl=XL)
+        self.lab.guest_dom0(
+            slot,
+            f"test ! -e {XL}.real && mv {XL} {XL}.real && printf %s {shlex.quote(script)} > {XL} && chmod 755 {XL}",
+        )
+        try:
+            yield
+        finally:
+            # The host VM may be gone by now.
+            if self.name(slot) in self.lab.domains():
+                self.lab.guest_dom0(slot, f"mv {XL}.real {XL}")
+
+    @contextlib.contextmanager
+    def held(self, text: str, guest: str = GUEST) -> typing.Iterator[concurrent.futures.Future]:
+        """Migrate a guest from a to b, and hold its sender, the source's xl, as soon as it says a certain thing.
+
+        Yields the future of the migration; the sender goes on when the block ends.
+        """
+        hold = f"kill -STOP $child; echo > {HELD}; read -r _ < {GO}; kill -CONT $child"
+        self.lab.guest_dom0("a", f"rm -f {HELD} {GO} && mkfifo {HELD} {GO}")
+        with (
+            self.stand_in("a", "migrate", text, hold),
+            concurrent.futures.ThreadPoolExecutor(1) as pool,
+        ):
+            migration = pool.submit(self.move, "a", "b", guest)
+            # A fifo: this ends at the moment when the other end is written to.
+            self.lab.guest_dom0("a", f"timeout 300 cat {HELD}", timeout=330)
+            assert not migration.done(), migration.exception()
+            try:
+                yield migration
+            finally:
+                if self.name("a") in self.lab.domains():
+                    self.lab.guest_dom0("a", f"timeout 60 sh -c {shlex.quote(f'echo > {GO}')}", timeout=90)
+                # Whatever it says: that is for the test to look at.
+                concurrent.futures.wait([migration], timeout=900)
+
+
 def bring_up(*options: str) -> Lab:
     """Boot the default machine of the topology, and return it."""
     assert cli.main(["up", *options]) == 0, "the lab does not come up"
@@ -162,3 +292,23 @@ def lab(booted: Lab) -> Lab:
     """The lab in its saved state: slot a runs every guest, slot b is free."""
     booted.restore()
     return booted
+
+
+@pytest.fixture(scope="module")
+def pair(booted) -> Pair:
+    """The lab with a host VM in each slot, both of which have the guests' disks; its state saved."""
+    booted.restore()
+    result = booted.playbook("host_vm.yml", "-e", "host_vm_slot=b")
+    assert not result.failed
+    pair = Pair(booted)
+    for guest in booted.machine.guests.values():
+        for disk in inventory.disk_ids(guest.name, guest.type):
+            booted.module(
+                "vmbeam.xen.host_vm_disk",
+                host_vm=pair.name("b"),
+                disk=disk,
+                path=f"/var/lib/vmbeam/guests/{disk}.raw",
+            )
+            booted.guest_dom0("b", f"udevadm wait --timeout=120 /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{disk}")
+    booted.emulated.save(PAIR_STATE)
+    return pair

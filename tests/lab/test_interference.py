@@ -1,0 +1,158 @@
+"""What happens around a guest while it moves by zero-copy: it is alive exactly once, whatever it is.
+
+The numbers are those of the cases that xen-patches/README.md lists.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import subprocess
+
+import pytest
+from vmbeam_lab import guests, wait
+from vmbeam_lab.errors import LabError
+
+pytestmark = pytest.mark.long
+
+GUEST = "web1"
+OTHER = "app1"  #: HVM with two CPUs on the one of its host VM
+#: What the sender says when all memory is shared and the guest stands still; long before it hands over.
+SUSPENDED = "guest has suspended"
+#: The guest is the destination's now, which does not know it yet.
+HANDED_OVER = "Giving target permission to start"
+#: Pages per second that a guest's writer can be told to rewrite: more than it manages to.
+HIGHEST_RATE = 10000
+
+
+@pytest.fixture
+def fresh(pair):
+    """The pair in its saved state: slot a runs every guest."""
+    pair.restore()
+    return pair
+
+
+def set_rate(port: int, rate: int) -> None:
+    guests.await_status(
+        port,
+        lambda status: status["memory"]["rate"] == rate,
+        timeout=120,
+        what=f"rate of {rate} pages/s",
+        control=("memory-rate", str(rate)),
+    )
+
+
+def await_whole_round(port: int) -> None:
+    """Wait until the guest has verified each page that its writer has."""
+    before = guests.await_status(port, timeout=120)
+    guests.await_status(
+        port, lambda status: status["memory"]["round"] >= before["memory"]["round"] + 2, timeout=600, what="full check"
+    )
+
+
+def outcome(migration: concurrent.futures.Future) -> str:
+    """Return what became of a migration: "moved", or its error."""
+    error = migration.exception(timeout=900)
+    if error is None:
+        return "moved"
+    assert isinstance(error, LabError), error
+    print(error)
+    return str(error)
+
+
+def test_memory_that_is_rewritten_all_the_time_stays_whole(pair):
+    """1: as fast as the guest can, with two CPUs on one of the host VM's."""
+    port = pair.lab.machine.guests[OTHER].http_port
+    set_rate(port, HIGHEST_RATE)
+    before = pair.lab.status(OTHER)
+    for source, destination in (("a", "b"), ("b", "a")) * 2:
+        pair.move(source, destination, OTHER)
+        assert pair.running_in(OTHER) == [destination]
+    await_whole_round(port)
+    assert not guests.lost(before, pair.lab.status(OTHER))
+
+
+def test_guests_pass_each_other(fresh):
+    """13: two migrations at once, in opposite directions."""
+    fresh.move("a", "b", OTHER)
+    before = fresh.lab.all_status()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        moves = [pool.submit(fresh.move, "a", "b", GUEST), pool.submit(fresh.move, "b", "a", OTHER)]
+    assert [outcome(move) for move in moves] == ["moved", "moved"]
+    assert (fresh.running_in(GUEST), fresh.running_in(OTHER)) == (["b"], ["a"])
+    for guest, status in fresh.lab.all_status().items():
+        assert not guests.lost(before[guest], status)
+
+
+def test_a_guest_that_gives_memory_back_meanwhile_loses_none(fresh):
+    """8: its balloon works while its memory is shared."""
+    before = fresh.lab.status(GUEST)
+    size = fresh.lab.machine.guests[GUEST].memory_mb
+    for source, destination, target in (("a", "b", size - 40), ("b", "a", size)):
+        fresh.lab.guest_dom0(source, f"xl mem-set {GUEST} {target}m")
+        fresh.move(source, destination)
+        assert fresh.running_in() == [destination]
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+
+
+def test_a_guest_cannot_be_destroyed_half_way(fresh):
+    """2: xl destroy at the source, while the destination has the guest's memory too."""
+    before = fresh.lab.status(GUEST)
+    with fresh.held(SUSPENDED) as migration, pytest.raises(subprocess.SubprocessError):
+        fresh.lab.guest_dom0("a", f"timeout 60 xl destroy {GUEST}", timeout=90)
+    assert outcome(migration) == "moved"
+    assert fresh.running_in() == ["b"]
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+
+
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_a_killed_channel_leaves_the_guest_at_the_source(fresh, slot):
+    """15: the daemon of either side is killed before the hand-over; the next migration uses a new one."""
+    before = fresh.lab.status(GUEST)
+    with fresh.held(SUSPENDED) as migration:
+        fresh.lab.guest_dom0(slot, "systemctl kill --signal=KILL vmbeam-channel")
+    assert f"{GUEST} failed" in outcome(migration)
+    assert fresh.running_in() == ["a"]
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+    fresh.move("a", "b")
+    assert fresh.running_in() == ["b"]
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+
+
+def test_the_destination_dies_before_the_hand_over(fresh):
+    """5: the guest goes on at the source."""
+    before = fresh.lab.status(GUEST)
+    with fresh.held(SUSPENDED) as migration:
+        fresh.lab.host("xl", "destroy", fresh.name("b"))
+    assert "moved" not in outcome(migration)
+    assert fresh.running_in(slots=["a"]) == ["a"]
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+
+
+def test_the_source_dies_after_the_hand_over(fresh):
+    """5: the destination starts the guest, which it has got already, by itself."""
+    before = fresh.lab.status(GUEST)
+    with fresh.held(HANDED_OVER) as migration:
+        fresh.lab.host("xl", "destroy", fresh.name("a"))
+        wait.until(
+            lambda: fresh.running_in(slots=["b"]) == ["b"],
+            timeout=300,
+            failure=lambda: AssertionError("the destination does not start the guest"),
+            interval=2,
+        )
+    assert "moved" not in outcome(migration)
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+
+
+def test_the_source_dies_before_the_hand_over(fresh):
+    """5: the guest is lost with it; the destination must not run half of it, and gets its own memory back."""
+    free = fresh.free_mib("b")
+    with fresh.held(SUSPENDED) as migration:
+        fresh.lab.host("xl", "destroy", fresh.name("a"))
+        wait.until(
+            lambda: fresh.lab.guests_in("b") == set(),
+            timeout=300,
+            failure=lambda: AssertionError(f"left in b: {fresh.lab.guests_in('b')}"),
+            interval=2,
+        )
+    assert "moved" not in outcome(migration)
+    assert fresh.free_mib("b") == free
