@@ -62,14 +62,19 @@ def build(topology: Topology, machines: list[Machine]) -> Artefacts:
     sources = _Sources(repository, key)
     # The two systems are Ansible's work, one process each.
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        golden_image = pool.submit(_golden, sources, machines[0], boot)
+        # The memory of a guest dom0 is a word of its boot entry: machines of one size share an image.
+        goldens = {
+            memory_mb: pool.submit(_golden, sources, memory_mb, boot)
+            for memory_mb in sorted({machine.guest_dom0_memory_mb for machine in machines})
+        }
         systems = {machine.name: pool.submit(_system, sources, topology, machine) for machine in machines}
-        golden = golden_image.result()
+        golden_images = {memory_mb: image.result() for memory_mb, image in goldens.items()}
         system = {name: image.result() for name, image in systems.items()}
     disks, guests = {}, {}
     for machine in machines:
         with phase(f"{machine.name}: disks"):
             guests[machine.name] = _guest_disks(topology, machine, boot)
+            golden = golden_images[machine.guest_dom0_memory_mb]
             files: dict[str, pathlib.Path | str] = {
                 "images/guest-hypervisor.raw": golden,
                 # Spares the emulated host dom0 the reading of gigabytes.
@@ -102,11 +107,12 @@ class _Sources:
         ]
 
 
-def _golden(sources: _Sources, machine: Machine, boot: pathlib.Path) -> pathlib.Path:
-    """Return the disk image that host VMs start from."""
-    with phase("guest hypervisor image"):
+def _golden(sources: _Sources, dom0_memory_mb: int, boot: pathlib.Path) -> pathlib.Path:
+    """Return the disk image of host VMs whose guest dom0 has that much memory."""
+    with phase(f"guest hypervisor image, guest dom0 of {dom0_memory_mb} MiB"):
         return images.disk(
             "host_vm",
+            f"host_vm-{dom0_memory_mb}",
             size_mb=2560,
             key=sources.key,
             inputs=[
@@ -122,7 +128,7 @@ def _golden(sources: _Sources, machine: Machine, boot: pathlib.Path) -> pathlib.
             variables={
                 "lab_hostname": "host-vm",
                 "guest_hypervisor_repo": str(sources.repository),
-                "guest_hypervisor_dom0_memory_mb": machine.guest_dom0_memory_mb,
+                "guest_hypervisor_dom0_memory_mb": dom0_memory_mb,
                 "lab_guest_boot_files": [str(boot / name) for name in ("vmlinux", "initramfs.img")],
             },
         )
@@ -133,6 +139,7 @@ def _system(sources: _Sources, topology: Topology, machine: Machine) -> pathlib.
     with phase(f"{machine.name}: host hypervisor image"):
         return images.disk(
             "host",
+            f"host-{machine.name}",
             size_mb=4096,
             key=sources.key,
             inputs=[*sources.inputs(), _ROLES / "host_hypervisor"],

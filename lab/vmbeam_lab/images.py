@@ -199,6 +199,7 @@ def _configure(
 
 def disk(
     kind: str,
+    name: str,
     *,
     size_mb: int,
     inputs: list,
@@ -207,6 +208,7 @@ def disk(
 ) -> pathlib.Path:
     """Return a bootable raw disk made by ``lab/images/<kind>.yml``.
 
+    :param name: what the cache keeps it under; of each name it keeps the newest few
     :param inputs: what besides the playbook decides the result (roles, packages)
     :param key: private key whose public half may log in as root
     """
@@ -268,7 +270,7 @@ def disk(
 
     return (
         cache.once(
-            f"image-{kind}",
+            f"image-{name}",
             cache.digest(tarball.parent.name, _GRUB, playbook, variables, key.with_suffix(".pub"), size_mb, inputs),
             make,
         )
