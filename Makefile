@@ -80,7 +80,7 @@ lab-logs: ## Collect logs below .lab/logs
 	$(LAB) logs
 
 .PHONY: lab-reliability
-lab-reliability: ## Boot the lab N=20 times, count those that need no second try (ARGS=--continue: go on)
+lab-reliability: ## Boot the lab N=20 times, count those that need no retry (ARGS='--parallel 2 --machine m2 --continue')
 	python -m vmbeam_lab.reliability --runs $(N) $(ARGS)
 
 .PHONY: build
