@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -78,7 +77,7 @@ def build(topology: Topology, machines: list[Machine]) -> Artefacts:
             files: dict[str, pathlib.Path | str] = {
                 "images/guest-hypervisor.raw": golden,
                 # Spares the emulated host dom0 the reading of gigabytes.
-                "images/guest-hypervisor.raw.sha256": _sha256(golden),
+                "images/guest-hypervisor.raw.sha256": golden.with_name(f"{golden.name}.sha256"),
             }
             for guest in machine.guests.values():
                 for disk in disk_ids(guest.name, guest.type):
@@ -99,21 +98,14 @@ class _Sources:
     key: pathlib.Path
 
     def inputs(self) -> list:
-        return [
-            self.repository.name,
-            _ROLES / "hypervisor_common",
-            images.PLAYBOOKS / "dom0.yml",
-            images.PLAYBOOKS / "vars.yml",
-        ]
+        return [self.repository.name, _ROLES / "hypervisor_common"]
 
 
 def _golden(sources: _Sources, dom0_memory_mb: int, boot: pathlib.Path) -> pathlib.Path:
     """Return the disk image of host VMs whose guest dom0 has that much memory."""
     with phase(f"guest hypervisor image, guest dom0 of {dom0_memory_mb} MiB"):
-        return images.disk(
-            "host_vm",
+        return images.golden(
             f"host_vm-{dom0_memory_mb}",
-            size_mb=2560,
             key=sources.key,
             inputs=[
                 *sources.inputs(),
@@ -121,25 +113,23 @@ def _golden(sources: _Sources, dom0_memory_mb: int, boot: pathlib.Path) -> pathl
                 # The daemon of channels is the collection's code.
                 *sorted((paths.REPOSITORY / "plugins" / "module_utils").glob("_channel_*.py")),
                 paths.REPOSITORY / "plugins" / "module_utils" / "_zerocopy.py",
-                images.PLAYBOOKS / "files",
                 _GUESTS / "scripts",
-                boot.name,
             ],
             variables={
-                "lab_hostname": "host-vm",
-                "guest_hypervisor_repo": str(sources.repository),
-                "guest_hypervisor_dom0_memory_mb": dom0_memory_mb,
-                "lab_guest_boot_files": [str(boot / name) for name in ("vmlinux", "initramfs.img")],
+                "golden_image_repo": str(sources.repository),
+                "golden_image_size_mb": 2560,
+                "golden_image_dom0_memory_mb": dom0_memory_mb,
             },
+            build_variables={"lab_guest_boot_files": [str(boot / name) for name in ("vmlinux", "initramfs.img")]},
+            tasks=["dom0.yml", "host_vm.yml"],
         )
 
 
 def _system(sources: _Sources, topology: Topology, machine: Machine) -> pathlib.Path:
     """Return the image of a machine's system disk."""
     with phase(f"{machine.name}: host hypervisor image"):
-        return images.disk(
-            "host",
-            f"host-{machine.name}",
+        return images.host(
+            machine.name,
             size_mb=4096,
             key=sources.key,
             inputs=[*sources.inputs(), _ROLES / "host_hypervisor"],
@@ -155,15 +145,6 @@ def _system(sources: _Sources, topology: Topology, machine: Machine) -> pathlib.
                 "host_hypervisor_dom0_memory_mb": machine.host_dom0_memory_mb,
             },
         )
-
-
-def _sha256(path: pathlib.Path) -> str:
-    """Return the checksum of a cached file, as sha256sum writes it."""
-    beside = path.with_suffix(".sha256")
-    if not beside.exists():
-        with open(path, "rb") as handle:
-            beside.write_text(f"{hashlib.file_digest(handle, 'sha256').hexdigest()}  guest-hypervisor.raw\n")
-    return beside.read_text()
 
 
 def _packages() -> pathlib.Path:

@@ -1,6 +1,6 @@
 """Builds the lab's disk images, with the roles that install real machines.
 
-A root file system from mmdebstrap becomes a disk that Ansible configures (lab/images/build_image.py). Needs root.
+A root file system from mmdebstrap becomes a disk that Ansible configures (role golden_image). Needs root.
 """
 
 from __future__ import annotations
@@ -10,32 +10,12 @@ import pathlib
 import shutil
 import sys
 
+import yaml
+
 from . import ansible, cache, paths
 from .shell import isolated, run
 
 RELEASE = "bookworm"
-
-#: What a dom0 of the lab has before any role runs on it.
-_PACKAGES = (
-    "systemd",
-    "systemd-sysv",
-    "dbus",
-    "udev",
-    "kmod",
-    "procps",
-    "iproute2",
-    "openssh-server",
-    "openssh-client",
-    "python3",
-    "python3-apt",
-    "ca-certificates",
-    "initramfs-tools",
-    "zstd",
-    "linux-image-amd64",
-    "e2fsprogs",
-    "grub2-common",
-    "grub-pc-bin",
-)
 
 #: Only what a lab machine's disks need: a small initramfs loads faster under emulation.
 _INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "ahci", "sd_mod", "ext4")
@@ -52,8 +32,10 @@ _DPKG_EXCLUDE = (
 
 PLAYBOOKS = paths.LAB / "images"
 
+#: Makes the golden image, here as anywhere.
+GOLDEN_IMAGE = paths.REPOSITORY / "roles" / "golden_image"
 #: Makes a disk of a root file system and a playbook, and leaves nothing behind when it is killed.
-BUILDER = PLAYBOOKS / "build_image.py"
+BUILDER = GOLDEN_IMAGE / "files" / "build_image.py"
 
 
 def base() -> pathlib.Path:
@@ -76,11 +58,12 @@ def base() -> pathlib.Path:
         "xargs -0 -n 200 -P 2 strip --strip-debug --remove-section=.BTF; "
         'chroot "$1" update-initramfs -u -k all'
     )
+    packages = yaml.safe_load((GOLDEN_IMAGE / "vars" / "main.yml").read_text())["_golden_image_packages"]
     argv = [
         "mmdebstrap",
         "--variant=minbase",
         "--mode=root",
-        f"--include={','.join(_PACKAGES)}",
+        f"--include={','.join(packages)}",
         *[f"--dpkgopt=path-exclude={pattern}" for pattern in _DPKG_EXCLUDE],
         f"--essential-hook={hook}",
         f"--customize-hook={strip}",
@@ -99,23 +82,14 @@ def base() -> pathlib.Path:
     return cache.once("base", cache.digest(argv), make) / "root.tar"
 
 
-def disk(
-    kind: str,
-    name: str,
-    *,
-    size_mb: int,
-    inputs: list,
-    variables: dict,
-    key: pathlib.Path,
-) -> pathlib.Path:
-    """Return a bootable raw disk made by ``lab/images/<kind>.yml``.
+def host(name: str, *, size_mb: int, inputs: list, variables: dict, key: pathlib.Path) -> pathlib.Path:
+    """Return the system disk of machine `name`, a bootable raw one made by ``lab/images/host.yml``.
 
-    :param name: what the cache keeps it under; of each name it keeps the newest few
     :param inputs: what besides the playbook decides the result (roles, packages)
     :param key: private key whose public half may log in as root
     """
     tarball = base()
-    playbook = PLAYBOOKS / f"{kind}.yml"
+    playbook = PLAYBOOKS / "host.yml"
 
     def make(entry: pathlib.Path) -> None:
         extra = entry / "variables.json"
@@ -132,14 +106,56 @@ def disk(
             env=ansible.environment(),
         )
 
-    return (
-        cache.once(
-            f"image-{name}",
-            cache.digest(tarball.parent.name, BUILDER, playbook, variables, key.with_suffix(".pub"), size_mb, inputs),
-            make,
-        )
-        / "disk.raw"
+    key_of_inputs = cache.digest(
+        *(tarball.parent.name, BUILDER, playbook, PLAYBOOKS / "dom0.yml", PLAYBOOKS / "vars.yml"),
+        *(variables, key.with_suffix(".pub"), size_mb, inputs),
     )
+    return cache.once(f"image-host-{name}", key_of_inputs, make) / "disk.raw"
+
+
+def golden(
+    name: str, *, inputs: list, variables: dict, build_variables: dict, tasks: list[str], key: pathlib.Path
+) -> pathlib.Path:
+    """Return the golden image of host VMs, with its checksum beside it, made by ``playbooks/golden_image.yml``.
+
+    :param name: what the cache keeps it under; of each name it keeps the newest few
+    :param inputs: what besides playbooks, variables and the lab's own files decides the result (roles, packages)
+    :param variables: options of role golden_image
+    :param build_variables: further variables of the lab's tasks
+    :param tasks: files in ``lab/images`` with what only the lab needs
+    :param key: private key whose public half may log in as root
+    """
+    tarball = base()
+    playbook = paths.REPOSITORY / "playbooks" / "golden_image.yml"
+    inside = [PLAYBOOKS / task for task in tasks]
+    files = [PLAYBOOKS / "vars.yml", PLAYBOOKS / "host_vm_vars.yml"]
+
+    def make(entry: pathlib.Path) -> None:
+        extra = entry / "variables.json"
+        options = {
+            **variables,
+            "golden_image_path": str(entry / "guest-hypervisor.raw"),
+            "golden_image_base": str(tarball),
+            "golden_image_authorized_keys": [key.with_suffix(".pub").read_text().strip()],
+            # Not among what names the result: that is the same in another checkout.
+            "golden_image_variables": {**build_variables, "lab_guest_scripts": str(paths.LAB / "guests" / "scripts")},
+            "golden_image_variable_files": [str(path) for path in files],
+            "golden_image_tasks": [str(path) for path in inside],
+        }
+        extra.write_text(json.dumps(options))
+        run(
+            isolated(["ansible-playbook", "-i", "localhost,", "-e", f"@{extra}", str(playbook)]),
+            timeout=3600,
+            log=entry / "build.log",
+            cwd=paths.REPOSITORY,
+            env=ansible.environment(),
+        )
+
+    key_of_inputs = cache.digest(
+        *(tarball.parent.name, GOLDEN_IMAGE, playbook, playbook.with_name("_golden_image.yml"), files, inside),
+        *(variables, build_variables, key.with_suffix(".pub"), inputs),
+    )
+    return cache.once(f"image-{name}", key_of_inputs, make) / "guest-hypervisor.raw"
 
 
 def data_disk(name: str, files: dict[str, pathlib.Path | str], *, size_mb: int, label: str) -> pathlib.Path:

@@ -240,6 +240,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--authorized-keys", type=Path, help="who may log in to the image as root")
     parser.add_argument("--output", type=Path, required=True, help="the raw image; OUTPUT.work is used meanwhile")
+    parser.add_argument("--log", type=Path, help="file for what is done; its end is told after a failure")
     parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -257,6 +258,12 @@ def main(argv: list[str]) -> int:
             *("unshare", "--mount", "--propagation", "slave", "--pid", "--mount-proc", "--fork", "--kill-child"),
         ]
         os.execvp(alone[0], [*alone, sys.executable, __file__, *argv, "--isolated"])
+    errors = sys.stderr
+    if options.log:
+        errors = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        with open(options.log, "wb") as log:
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(log.fileno(), stream.fileno())
     scratch = options.output.with_name(f"{options.output.name}.work")
     try:
         # What was mounted below it, the kernel has undone with the build that did not come to its end.
@@ -266,7 +273,9 @@ def main(argv: list[str]) -> int:
         # Not after a failure, with everything still mounted below.
         shutil.rmtree(scratch)
     except (BuildError, OSError) as exc:
-        print(f"build_image: {exc}", file=sys.stderr)
+        if options.log:
+            print("...", *options.log.read_text(errors="replace").splitlines()[-40:], sep="\n", file=errors)
+        print(f"build_image: {exc}", file=errors)
         return 1
     return 0
 
