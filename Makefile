@@ -5,7 +5,9 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/collections
 export PYTHONPATH := $(CURDIR)/lab
 
-LAB := python -m vmbeam_lab
+# Machines of lab/topology.yml, its default_machines if empty.
+MACHINES ?=
+LAB = python -m vmbeam_lab $(addprefix --machine ,$(MACHINES))
 INVENTORY := .lab/inventory.yml
 XEN ?= 4.17
 N ?= 20
@@ -62,7 +64,7 @@ xen-tree: ## Re-create the patched Xen source tree (XEN=4.17), fail on fuzz
 	xen-patches/tree --xen $(XEN)
 
 .PHONY: lab-up lab-down lab-status lab-console lab-save lab-restore lab-logs
-lab-up: ## Boot the lab, from a saved boot if there is one (ARGS=--cold: do not)
+lab-up: ## Boot the lab, from a saved boot if there is one (ARGS=--cold: do not; all lab-*: MACHINES="m2 m3")
 	$(LAB) up $(ARGS)
 lab-down: ## End the lab and delete its disks
 	$(LAB) down
@@ -78,7 +80,7 @@ lab-logs: ## Collect logs below .lab/logs
 	$(LAB) logs
 
 .PHONY: lab-reliability
-lab-reliability: ## Boot the lab N=20 times, count those that need no second try (ARGS=--continue: go on)
+lab-reliability: ## Boot the lab N=20 times, count those that need no retry (ARGS='--parallel 2 --machine m2 --continue')
 	python -m vmbeam_lab.reliability --runs $(N) $(ARGS)
 
 .PHONY: build

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -62,18 +61,23 @@ def build(topology: Topology, machines: list[Machine]) -> Artefacts:
     sources = _Sources(repository, key)
     # The two systems are Ansible's work, one process each.
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        golden_image = pool.submit(_golden, sources, machines[0], boot)
+        # The memory of a guest dom0 is a word of its boot entry: machines of one size share an image.
+        goldens = {
+            memory_mb: pool.submit(_golden, sources, memory_mb, boot)
+            for memory_mb in sorted({machine.guest_dom0_memory_mb for machine in machines})
+        }
         systems = {machine.name: pool.submit(_system, sources, topology, machine) for machine in machines}
-        golden = golden_image.result()
+        golden_images = {memory_mb: image.result() for memory_mb, image in goldens.items()}
         system = {name: image.result() for name, image in systems.items()}
     disks, guests = {}, {}
     for machine in machines:
         with phase(f"{machine.name}: disks"):
             guests[machine.name] = _guest_disks(topology, machine, boot)
+            golden = golden_images[machine.guest_dom0_memory_mb]
             files: dict[str, pathlib.Path | str] = {
                 "images/guest-hypervisor.raw": golden,
                 # Spares the emulated host dom0 the reading of gigabytes.
-                "images/guest-hypervisor.raw.sha256": _sha256(golden),
+                "images/guest-hypervisor.raw.sha256": golden.with_name(f"{golden.name}.sha256"),
             }
             for guest in machine.guests.values():
                 for disk in disk_ids(guest.name, guest.type):
@@ -94,20 +98,14 @@ class _Sources:
     key: pathlib.Path
 
     def inputs(self) -> list:
-        return [
-            self.repository.name,
-            _ROLES / "hypervisor_common",
-            images.PLAYBOOKS / "dom0.yml",
-            images.PLAYBOOKS / "vars.yml",
-        ]
+        return [self.repository.name, _ROLES / "hypervisor_common"]
 
 
-def _golden(sources: _Sources, machine: Machine, boot: pathlib.Path) -> pathlib.Path:
-    """Return the disk image that host VMs start from."""
-    with phase("guest hypervisor image"):
-        return images.disk(
-            "host_vm",
-            size_mb=2560,
+def _golden(sources: _Sources, dom0_memory_mb: int, boot: pathlib.Path) -> pathlib.Path:
+    """Return the disk image of host VMs whose guest dom0 has that much memory."""
+    with phase(f"guest hypervisor image, guest dom0 of {dom0_memory_mb} MiB"):
+        return images.golden(
+            f"host_vm-{dom0_memory_mb}",
             key=sources.key,
             inputs=[
                 *sources.inputs(),
@@ -115,24 +113,23 @@ def _golden(sources: _Sources, machine: Machine, boot: pathlib.Path) -> pathlib.
                 # The daemon of channels is the collection's code.
                 *sorted((paths.REPOSITORY / "plugins" / "module_utils").glob("_channel_*.py")),
                 paths.REPOSITORY / "plugins" / "module_utils" / "_zerocopy.py",
-                images.PLAYBOOKS / "files",
                 _GUESTS / "scripts",
-                boot.name,
             ],
             variables={
-                "lab_hostname": "host-vm",
-                "guest_hypervisor_repo": str(sources.repository),
-                "guest_hypervisor_dom0_memory_mb": machine.guest_dom0_memory_mb,
-                "lab_guest_boot_files": [str(boot / name) for name in ("vmlinux", "initramfs.img")],
+                "golden_image_repo": str(sources.repository),
+                "golden_image_size_mb": 2560,
+                "golden_image_dom0_memory_mb": dom0_memory_mb,
             },
+            build_variables={"lab_guest_boot_files": [str(boot / name) for name in ("vmlinux", "initramfs.img")]},
+            tasks=["dom0.yml", "host_vm.yml"],
         )
 
 
 def _system(sources: _Sources, topology: Topology, machine: Machine) -> pathlib.Path:
     """Return the image of a machine's system disk."""
     with phase(f"{machine.name}: host hypervisor image"):
-        return images.disk(
-            "host",
+        return images.host(
+            machine.name,
             size_mb=4096,
             key=sources.key,
             inputs=[*sources.inputs(), _ROLES / "host_hypervisor"],
@@ -148,15 +145,6 @@ def _system(sources: _Sources, topology: Topology, machine: Machine) -> pathlib.
                 "host_hypervisor_dom0_memory_mb": machine.host_dom0_memory_mb,
             },
         )
-
-
-def _sha256(path: pathlib.Path) -> str:
-    """Return the checksum of a cached file, as sha256sum writes it."""
-    beside = path.with_suffix(".sha256")
-    if not beside.exists():
-        with open(path, "rb") as handle:
-            beside.write_text(f"{hashlib.file_digest(handle, 'sha256').hexdigest()}  guest-hypervisor.raw\n")
-    return beside.read_text()
 
 
 def _packages() -> pathlib.Path:

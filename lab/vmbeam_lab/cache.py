@@ -48,11 +48,16 @@ def digest(*inputs: typing.Any) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> typing.Iterator[None]:
+def _locked(path: pathlib.Path, wait: bool = True) -> typing.Iterator[bool]:
+    """Hold a lock that ends with this process at the latest; give whether we have it (always, if we wait for it)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def lookup(kind: str, key: str) -> pathlib.Path | None:
@@ -64,9 +69,10 @@ def lookup(kind: str, key: str) -> pathlib.Path | None:
 def once(kind: str, key: str, build: typing.Callable[[pathlib.Path], None]) -> pathlib.Path:
     """Return entry `kind`/`key`, calling `build(directory)` if there is none.
 
-    A failed or interrupted build leaves nothing that a later call would use.
-    Older entries of the same kind are removed once the new one is complete, so
-    that the cache does not grow with every change of the sources.
+    A failed or interrupted build leaves nothing that a later call would use; a
+    call during a build waits for its end. Older entries of the same kind, and
+    what builds that ended early left, are removed once the new one is complete,
+    so that the cache does not grow with every change of the sources.
     """
     entry = root() / kind / key
     with _locked(root() / kind / f"{key}.lock"):
@@ -82,7 +88,12 @@ def once(kind: str, key: str, build: typing.Callable[[pathlib.Path], None]) -> p
 
 
 def _prune(directory: pathlib.Path, keep: pathlib.Path, most: int = 2) -> None:
-    """Keep the `most` newest entries of a kind."""
+    """Keep the `most` newest entries of a kind, and those that are being built."""
+    for child in directory.iterdir():
+        if child != keep and child.is_dir() and not (child / _DONE).exists():
+            with _locked(directory / f"{child.name}.lock", wait=False) as free:
+                if free and not (child / _DONE).exists():
+                    shutil.rmtree(child, ignore_errors=True)
     entries = sorted(
         (child for child in directory.iterdir() if (child / _DONE).exists()),
         key=lambda child: (child / _DONE).stat().st_mtime,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
 import shutil
 import signal
 import sys
+import typing
 
 from . import ansible, build, cache, inventory, paths, phases, topology
 from .errors import BootTimeout, LabError
@@ -29,6 +31,34 @@ def _playbook(playbook: pathlib.Path, *arguments: str) -> None:
     code = os.spawnvpe(os.P_WAIT, argv[0], argv, ansible.environment())
     if code:
         raise LabError(f"{playbook.name}: ansible-playbook ended with {code}; lab-logs collects what there is")
+
+
+def side_by_side(machines: list[Emulated], act: typing.Callable[[Emulated], None]) -> None:
+    """Do something that starts a machine to all of them at the same time.
+
+    One that fails does not keep the others from finishing. An interruption ends the machines, so that nothing goes on
+    waiting for them.
+
+    :raises LabError: what went wrong with each that failed
+    """
+    with concurrent.futures.ThreadPoolExecutor(max_workers=max(len(machines), 1)) as pool:
+        started = {machine: pool.submit(act, machine) for machine in machines}
+        try:
+            concurrent.futures.wait(started.values())
+        except BaseException:
+            # Again until the last is done: one may be about to start its QEMU.
+            while concurrent.futures.wait(started.values(), timeout=1).not_done:
+                for machine in machines:
+                    machine.stop()
+            for machine in machines:
+                machine.stop()
+            raise
+    errors = [error for future in started.values() if (error := future.exception())]
+    for error in errors:
+        if not isinstance(error, LabError):
+            raise error
+    if errors:
+        raise LabError("\n".join(str(error) for error in errors))
 
 
 class Lab:
@@ -64,7 +94,7 @@ class Lab:
     def up(self) -> None:
         """Boot the machines, with a host VM in slot a and its guests; from a snapshot if there is one."""
         machines = self.emulated()
-        inventory.write(self.topology, self.machines, self.artefacts.key, self.artefacts.guests)
+        self._write_inventory()
         key = cache.digest(
             self.artefacts.digest(),
             paths.LAB / "playbooks",
@@ -76,11 +106,9 @@ class Lab:
             emulated.remove()
         if saved:
             with phase("restore the booted lab"):
-                for emulated in machines:
-                    self._load(emulated, saved)
+                side_by_side(machines, lambda emulated: self._load(emulated, saved))
             return
-        for emulated in machines:
-            self._boot(emulated)
+        side_by_side(machines, self._boot)
         if self.options.hosts_only:
             return
         with phase("host VMs and guests"):
@@ -89,6 +117,9 @@ class Lab:
             return
         with phase("save the booted lab"):
             cache.once("booted", key, lambda entry: [self._store(e, entry) for e in machines] and None)
+
+    def _write_inventory(self) -> None:
+        inventory.write(self.topology, self.machines, self.artefacts.key, self.artefacts.guests)
 
     def _boot(self, emulated: Emulated) -> None:
         name = emulated.machine.name
@@ -170,6 +201,10 @@ class Lab:
 
     def console(self) -> None:
         """Attach to a machine's console (root, no password), or follow that of a host VM (--host-vm m1-a)."""
+        if self.options.host_vm:
+            self.machines = [inventory.machine_of(self.topology, self.options.host_vm)]
+        elif len(self.machines) > 1:
+            raise LabError("a console is one machine's: choose it with --machine")
         emulated = self.running_only()[0]
         if self.options.host_vm:
             argv = emulated.ssh_command("tail", "-n", "40", "-F", f"/var/log/xen/vmbeam/{self.options.host_vm}.console")
@@ -186,17 +221,20 @@ class Lab:
 
     def restore(self) -> None:
         """Return the machines to the state saved under --tag, in a fresh QEMU."""
-        for emulated in self.emulated():
-            with phase(f"{emulated.machine.name}: restore {self.options.tag}"):
-                emulated.stop()
-                emulated.start(snapshot=self.options.tag)
-                emulated.wait_for_ssh(BOOT_TIMEOUT)
+        self._write_inventory()
+        side_by_side(self.emulated(), self._return_to_tag)
+
+    def _return_to_tag(self, emulated: Emulated) -> None:
+        with phase(f"{emulated.machine.name}: restore {self.options.tag}"):
+            emulated.stop()
+            emulated.start(snapshot=self.options.tag)
+            emulated.wait_for_ssh(BOOT_TIMEOUT)
 
     def logs(self) -> None:
         """Collect consoles, xl and hypervisor logs below .lab/logs."""
-        shutil.rmtree(paths.LOGS, ignore_errors=True)
         for emulated in self.running_only():
             target = paths.LOGS / emulated.machine.name
+            shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
             for log in emulated.directory.glob("*.log"):
                 shutil.copy(log, target)

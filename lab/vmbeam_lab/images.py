@@ -1,48 +1,21 @@
 """Builds the lab's disk images, with the roles that install real machines.
 
-A root file system from mmdebstrap is unpacked on a loop-mounted disk; Ansible
-configures it over SSH into a chroot (``sshd -i`` behind ProxyCommand needs no
-network and no running system), then GRUB is installed. Needs root.
+A root file system from mmdebstrap becomes a disk that Ansible configures (role golden_image). Needs root.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pathlib
-import re
 import shutil
-import stat
-import typing
+import sys
+
+import yaml
 
 from . import ansible, cache, paths
-from .errors import LabError
-from .shell import run
+from .shell import isolated, run
 
 RELEASE = "bookworm"
-
-#: What a dom0 of the lab has before any role runs on it.
-_PACKAGES = (
-    "systemd",
-    "systemd-sysv",
-    "dbus",
-    "udev",
-    "kmod",
-    "procps",
-    "iproute2",
-    "openssh-server",
-    "openssh-client",
-    "python3",
-    "python3-apt",
-    "ca-certificates",
-    "initramfs-tools",
-    "zstd",
-    "linux-image-amd64",
-    "e2fsprogs",
-    "grub2-common",
-    "grub-pc-bin",
-)
 
 #: Only what a lab machine's disks need: a small initramfs loads faster under emulation.
 _INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "ahci", "sd_mod", "ext4")
@@ -59,15 +32,10 @@ _DPKG_EXCLUDE = (
 
 PLAYBOOKS = paths.LAB / "images"
 
-#: Debian's grub-pc would write such a file; a lab machine has a serial port and no screen.
-_GRUB = """\
-GRUB_DISTRIBUTOR=Debian
-GRUB_DEFAULT=0
-GRUB_TIMEOUT=0
-GRUB_TERMINAL=serial
-GRUB_SERIAL_COMMAND="serial --unit=0 --speed=115200"
-GRUB_DISABLE_OS_PROBER=true
-"""
+#: Makes the golden image, here as anywhere.
+GOLDEN_IMAGE = paths.REPOSITORY / "roles" / "golden_image"
+#: Makes a disk of a root file system and a playbook, and leaves nothing behind when it is killed.
+BUILDER = GOLDEN_IMAGE / "files" / "build_image.py"
 
 
 def base() -> pathlib.Path:
@@ -90,11 +58,12 @@ def base() -> pathlib.Path:
         "xargs -0 -n 200 -P 2 strip --strip-debug --remove-section=.BTF; "
         'chroot "$1" update-initramfs -u -k all'
     )
+    packages = yaml.safe_load((GOLDEN_IMAGE / "vars" / "main.yml").read_text())["_golden_image_packages"]
     argv = [
         "mmdebstrap",
         "--variant=minbase",
         "--mode=root",
-        f"--include={','.join(_PACKAGES)}",
+        f"--include={','.join(packages)}",
         *[f"--dpkgopt=path-exclude={pattern}" for pattern in _DPKG_EXCLUDE],
         f"--essential-hook={hook}",
         f"--customize-hook={strip}",
@@ -103,177 +72,90 @@ def base() -> pathlib.Path:
     ]
 
     def make(entry: pathlib.Path) -> None:
-        run([*argv, entry / "root.tar"], timeout=1800, log=entry / "build.log")
+        # Its root file system is in the entry, so that it goes with what an interrupted build left.
+        work = entry / "work"
+        work.mkdir()
+        environment = {"TMPDIR": str(work)}
+        run(isolated([*argv, str(entry / "root.tar")]), timeout=1800, log=entry / "build.log", env=environment)
+        shutil.rmtree(work)
 
     return cache.once("base", cache.digest(argv), make) / "root.tar"
 
 
-@contextlib.contextmanager
-def _loop(disk: pathlib.Path) -> typing.Iterator[str]:
-    device = run(["losetup", "--find", "--show", "--partscan", disk], timeout=60).strip()
-    try:
-        yield device
-    finally:
-        run(["losetup", "--detach", device], timeout=60)
-
-
-@contextlib.contextmanager
-def _mounted(argv: list[str], target: pathlib.Path) -> typing.Iterator[None]:
-    target.mkdir(parents=True, exist_ok=True)
-    run(["mount", *argv, target], timeout=60)
-    try:
-        yield
-    finally:
-        run(["umount", "--recursive", target], timeout=120)
-
-
-def _populate_dev(dev: pathlib.Path, loop: str, uuid: str) -> None:
-    """Give the chroot the few nodes it needs, so that nothing on this computer is touched.
-
-    The link by UUID is what grub-mkconfig looks for before it writes root=UUID=.
-    """
-    for name, major, minor in (
-        ("null", 1, 3),
-        ("zero", 1, 5),
-        ("full", 1, 7),
-        ("random", 1, 8),
-        ("urandom", 1, 9),
-        ("tty", 5, 0),
-    ):
-        os.mknod(dev / name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        os.chmod(dev / name, 0o666)  # noqa: S103 (as on every Unix)
-    for node in (loop, f"{loop}p1"):
-        device = os.stat(node).st_rdev
-        os.mknod(dev / pathlib.Path(node).name, stat.S_IFBLK | 0o660, device)
-    (dev / "disk" / "by-uuid").mkdir(parents=True)
-    (dev / "disk" / "by-uuid" / uuid).symlink_to(f"/dev/{pathlib.Path(loop).name}p1")
-    (dev / "fd").symlink_to("/proc/self/fd")
-    (dev / "shm").mkdir()
-    (dev / "pts").mkdir()
-
-
-def _configure(
-    root: pathlib.Path, playbook: pathlib.Path, variables: dict, key: pathlib.Path, log: pathlib.Path
-) -> None:
-    """Run `playbook` against the chroot."""
-    (root / "run" / "sshd").mkdir(parents=True, exist_ok=True)
-    ssh = root / "root" / ".ssh"
-    ssh.mkdir(mode=0o700, exist_ok=True)
-    shutil.copy(key.with_suffix(".pub"), ssh / "authorized_keys")
-    (ssh / "authorized_keys").chmod(0o600)
-    policy = root / "usr" / "sbin" / "policy-rc.d"
-    policy.write_text("#!/bin/sh\nexit 101\n")
-    policy.chmod(0o755)
-    proxy = f"chroot {root} /usr/sbin/sshd -i -o UseDNS=no -o UsePAM=no"
-    inventory = {
-        "all": {
-            "hosts": {
-                "image": {
-                    "ansible_host": "image",
-                    "ansible_user": "root",
-                    "ansible_python_interpreter": "/usr/bin/python3",
-                    "ansible_ssh_private_key_file": str(key),
-                    "ansible_ssh_common_args": (
-                        f"-o ProxyCommand='{proxy}' -o StrictHostKeyChecking=no "
-                        "-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ControlPath=none"
-                    ),
-                }
-            }
-        }
-    }
-    hosts = log.with_name(f"{playbook.stem}-inventory.json")
-    hosts.write_text(json.dumps(inventory))
-    extra = log.with_name(f"{playbook.stem}-variables.json")
-    extra.write_text(json.dumps(variables))
-    try:
-        run(
-            ["ansible-playbook", "-i", hosts, "-e", f"@{extra}", playbook],
-            timeout=1800,
-            log=log,
-            cwd=paths.REPOSITORY,
-            env=ansible.environment(),
-        )
-    finally:
-        policy.unlink()
-
-
-def disk(
-    kind: str,
-    *,
-    size_mb: int,
-    inputs: list,
-    variables: dict,
-    key: pathlib.Path,
-) -> pathlib.Path:
-    """Return a bootable raw disk made by ``lab/images/<kind>.yml``.
+def host(name: str, *, size_mb: int, inputs: list, variables: dict, key: pathlib.Path) -> pathlib.Path:
+    """Return the system disk of machine `name`, a bootable raw one made by ``lab/images/host.yml``.
 
     :param inputs: what besides the playbook decides the result (roles, packages)
     :param key: private key whose public half may log in as root
     """
     tarball = base()
-    playbook = PLAYBOOKS / f"{kind}.yml"
+    playbook = PLAYBOOKS / "host.yml"
 
     def make(entry: pathlib.Path) -> None:
-        image, root, log = entry / "disk.raw", entry / "root", entry / "build.log"
-        with open(image, "wb") as handle:
-            handle.truncate(size_mb << 20)
+        extra = entry / "variables.json"
+        extra.write_text(json.dumps(variables))
         run(
-            ["sh", "-c", 'printf "2048,,L,*\\n" | sfdisk --quiet --label dos "$0"', image],
-            timeout=60,
-            log=log,
+            [
+                *(sys.executable, BUILDER, "--base", tarball, "--size-mb", str(size_mb)),
+                *("--playbook", playbook, "--variables", extra),
+                *("--authorized-keys", key.with_suffix(".pub"), "--output", entry / "disk.raw"),
+            ],
+            timeout=3600,
+            log=entry / "build.log",
+            cwd=paths.REPOSITORY,
+            env=ansible.environment(),
         )
-        with _loop(image) as loop:
-            part = f"{loop}p1"
-            if not os.path.exists(part):
-                # Without udev in charge the kernel's devtmpfs makes the node.
-                run(["partx", "--update", loop], timeout=60, log=log)
-            run(["mkfs.ext4", "-q", "-O", "^metadata_csum_seed,^orphan_file", part], timeout=120, log=log)
-            uuid = run(["blkid", "-o", "value", "-s", "UUID", part], timeout=60).strip()
-            with _mounted([part], root):
-                run(["tar", "-x", "--numeric-owner", "-f", tarball, "-C", root], timeout=600, log=log)
-                shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
-                (root / "etc" / "fstab").write_text(f"UUID={uuid} / ext4 rw,noatime 0 0\n")
-                with contextlib.ExitStack() as stack:
-                    for argv, where in (
-                        (["-t", "tmpfs", "dev"], "dev"),
-                        (["-t", "proc", "proc"], "proc"),
-                        (["-t", "sysfs", "sys"], "sys"),
-                    ):
-                        stack.enter_context(_mounted(argv, root / where))
-                    _populate_dev(root / "dev", loop, uuid)
-                    (root / "boot" / "grub").mkdir(exist_ok=True)
-                    (root / "etc" / "default" / "grub").write_text(_GRUB)
-                    _configure(root, playbook, variables, key, log)
-                    run(["chroot", root, "update-grub"], timeout=120, log=log)
-                    run(
-                        [
-                            "chroot",
-                            root,
-                            "grub-install",
-                            "--target=i386-pc",
-                            "--no-floppy",
-                            f"/dev/{pathlib.Path(loop).name}",
-                        ],
-                        timeout=120,
-                        log=log,
-                    )
-                run(
-                    ["sh", "-c", f"rm -rf '{root}'/var/cache/apt/archives/*.deb '{root}'/var/lib/apt/lists/*"],
-                    timeout=60,
-                )
-                config = (root / "boot" / "grub" / "grub.cfg").read_text()
-                if not re.search(r"multiboot2?\s.*xen", config):
-                    raise LabError(f"{kind} image: no Xen entry in grub.cfg; see {log}")
-            root.rmdir()
 
-    return (
-        cache.once(
-            f"image-{kind}",
-            cache.digest(tarball.parent.name, _GRUB, playbook, variables, key.with_suffix(".pub"), size_mb, inputs),
-            make,
-        )
-        / "disk.raw"
+    key_of_inputs = cache.digest(
+        *(tarball.parent.name, BUILDER, playbook, PLAYBOOKS / "dom0.yml", PLAYBOOKS / "vars.yml"),
+        *(variables, key.with_suffix(".pub"), size_mb, inputs),
     )
+    return cache.once(f"image-host-{name}", key_of_inputs, make) / "disk.raw"
+
+
+def golden(
+    name: str, *, inputs: list, variables: dict, build_variables: dict, tasks: list[str], key: pathlib.Path
+) -> pathlib.Path:
+    """Return the golden image of host VMs, with its checksum beside it, made by ``playbooks/golden_image.yml``.
+
+    :param name: what the cache keeps it under; of each name it keeps the newest few
+    :param inputs: what besides playbooks, variables and the lab's own files decides the result (roles, packages)
+    :param variables: options of role golden_image
+    :param build_variables: further variables of the lab's tasks
+    :param tasks: files in ``lab/images`` with what only the lab needs
+    :param key: private key whose public half may log in as root
+    """
+    tarball = base()
+    playbook = paths.REPOSITORY / "playbooks" / "golden_image.yml"
+    inside = [PLAYBOOKS / task for task in tasks]
+    files = [PLAYBOOKS / "vars.yml", PLAYBOOKS / "host_vm_vars.yml"]
+
+    def make(entry: pathlib.Path) -> None:
+        extra = entry / "variables.json"
+        options = {
+            **variables,
+            "golden_image_path": str(entry / "guest-hypervisor.raw"),
+            "golden_image_base": str(tarball),
+            "golden_image_authorized_keys": [key.with_suffix(".pub").read_text().strip()],
+            # Not among what names the result: that is the same in another checkout.
+            "golden_image_variables": {**build_variables, "lab_guest_scripts": str(paths.LAB / "guests" / "scripts")},
+            "golden_image_variable_files": [str(path) for path in files],
+            "golden_image_tasks": [str(path) for path in inside],
+        }
+        extra.write_text(json.dumps(options))
+        run(
+            isolated(["ansible-playbook", "-i", "localhost,", "-e", f"@{extra}", str(playbook)]),
+            timeout=3600,
+            log=entry / "build.log",
+            cwd=paths.REPOSITORY,
+            env=ansible.environment(),
+        )
+
+    key_of_inputs = cache.digest(
+        *(tarball.parent.name, GOLDEN_IMAGE, playbook, playbook.with_name("_golden_image.yml"), files, inside),
+        *(variables, build_variables, key.with_suffix(".pub"), inputs),
+    )
+    return cache.once(f"image-{name}", key_of_inputs, make) / "guest-hypervisor.raw"
 
 
 def data_disk(name: str, files: dict[str, pathlib.Path | str], *, size_mb: int, label: str) -> pathlib.Path:

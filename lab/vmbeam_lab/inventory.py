@@ -7,6 +7,7 @@ import pathlib
 import yaml
 
 from . import paths
+from .errors import TopologyError
 from .machine import host_dom0_ssh
 from .topology import Machine, Topology
 
@@ -21,6 +22,17 @@ _SSH_OPTIONS = (
 def slot_name(machine: Machine, slot: str) -> str:
     """Return the name of the host VM in `slot`: domain, host name and inventory host."""
     return f"{machine.name}-{slot}"
+
+
+def machine_of(topology: Topology, host_vm: str) -> Machine:
+    """Return the machine that has a slot for the host VM of that name.
+
+    :raises TopologyError: none has
+    """
+    for machine in topology.machines.values():
+        if host_vm in [slot_name(machine, slot) for slot in machine.slots]:
+            return machine
+    raise TopologyError(f"no machine of the topology has a slot for a host VM {host_vm}")
 
 
 def disk_ids(guest_name: str, guest_type: str) -> list[str]:
@@ -77,6 +89,9 @@ def write(
             guest_dom0s[slot_name(machine, slot)] = {
                 "ansible_host": entry.address,
                 "ansible_ssh_common_args": f"-o ProxyCommand='{jump}' {_SSH_OPTIONS}",
+                # Ansible names it by address and port, and inner addresses repeat between machines: it would
+                # take the connection to another machine's host VM.
+                "ansible_control_path": str(paths.STATE / machine.name / f"ssh-{slot}"),
             }
     document = {
         "all": {

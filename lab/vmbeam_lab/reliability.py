@@ -1,164 +1,184 @@
 """Boots the lab many times and counts the boots that need no second try (`make lab-reliability`).
 
-A run is a cold boot of the machine, a host VM in slot a with the first PVH guest of the topology,
-which ticks for some minutes, and beside that the start of the host VM in slot b. A retry of the
-boot makes the run a failure. Each run is a line of .lab/reliability.jsonl as soon as it ends.
+What a run is, reliability_run says. Each is a process of its own, with its own disks, ports and state directory
+(.lab/reliability-1, -2 ...), so that several can go on at a time; whatever it started ends with it. Each run is a line
+of .lab/reliability.jsonl as soon as it ends, and benchmarks/RELIABILITY.md is written when all are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import concurrent.futures
+import copy
+import dataclasses
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import sys
+import threading
 import time
 
 import yaml
 
-from . import ansible, build, cli, guests, inventory, paths, phases, topology
+from . import cli, paths, reliability_run, topology
 from .errors import LabError
-from .machine import Emulated
-from .phases import phase, say
-from .shell import run, tail
+from .phases import say
+from .shell import isolated
 
 RECORDS = paths.STATE / "reliability.jsonl"
-LOG = paths.STATE / "reliability.log"  #: of the current step
+REPORT = paths.REPOSITORY / "benchmarks" / "RELIABILITY.md"
 
 #: Share of the runs, in percent, that have to succeed.
 WANTED_PERCENT = 95
 
-#: Bounds in seconds. BOOT covers all of the retries of a boot.
-BOOT_TIMEOUT = (cli.BOOT_RETRIES + 1) * (cli.BOOT_TIMEOUT + 60)
-PLAYBOOK_TIMEOUT = 1800
-GUEST_TIMEOUT = 600
-#: How long a guest may not answer while it is watched.
-SILENCE = 120
+#: Distance between the ports of the same machine of two workers; those of the topology are closer to each other.
+PORT_STEP = 100
 
 
-class Lab:
-    """The machine, and the one guest of it that is started."""
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """Does one run after the other, on a copy of the machine."""
 
-    def __init__(self) -> None:
-        self.machine = topology.load(paths.LAB / "topology.yml").select(None)[0]
-        pvh = [guest for guest in self.machine.guests.values() if guest.type == "pvh"]
-        if not pvh:
-            raise LabError(f"{self.machine.name} has no PVH guest in the topology")
-        self.guest = pvh[0]
-        # To look takes no QEMU program.
-        self.emulated = Emulated(self.machine, pathlib.Path("/nonexistent"), build.ssh_key())
+    number: int
+    state: pathlib.Path  #: its directory for running machines
+    topology: pathlib.Path
+    machine: topology.Machine
 
-    def boot(self) -> None:
-        """Cold-boot the host hypervisor and host dom0.
+    def __str__(self) -> str:
+        return f"{self.machine.name} of worker {self.number} (ssh port {self.machine.ssh_port})"
 
-        :raises LabError: it failed, or succeeded by a retry only
-        """
-        command = [sys.executable, "-m", "vmbeam_lab", "--machine", self.machine.name, "up", "--cold", "--hosts-only"]
-        run(command, timeout=BOOT_TIMEOUT, log=LOG, cwd=paths.REPOSITORY)
-        retries = [row["phase"] for row in phases.rows() if row["outcome"] == "retry"]
-        if retries:
-            raise LabError(", ".join(retries))
 
-    def start_slot_a(self) -> None:
-        """Start the host VM of slot a and the guest."""
-        written = yaml.safe_load(paths.INVENTORY.read_text())
-        listed = written["all"]["children"]["vmbeam_hosts"]["hosts"][self.machine.name]["lab_guests"]
-        one = {"lab_guests": [entry for entry in listed if entry["name"] == self.guest.name]}
-        ansible.playbook(paths.LAB / "playbooks" / "up.yml", "-e", json.dumps(one), timeout=PLAYBOOK_TIMEOUT, log=LOG)
+def moved(document: dict, machine: str, distance: int) -> dict:
+    """Return a topology file's content with that machine alone, its ports higher by `distance`."""
+    chosen = copy.deepcopy(document["machines"][machine])
+    chosen["ssh_port"] += distance
+    for guest in chosen["guests"].values():
+        guest["http_port"] += distance
+    return {"network": document["network"], "default_machines": [machine], "machines": {machine: chosen}}
 
-    def start_slot_b(self) -> None:
-        """Start the host VM of slot b."""
-        ansible.playbook(
-            paths.REPOSITORY / "playbooks" / "host_vm.yml",
-            *("-e", "host_vm_slot=b"),
-            timeout=PLAYBOOK_TIMEOUT,
-            log=LOG,
+
+def make_worker(number: int, source: pathlib.Path, machine: str) -> Worker:
+    """Give a worker its state directory, with a topology that no other uses."""
+    state = paths.STATE.resolve() / f"reliability-{number}"
+    state.mkdir(parents=True, exist_ok=True)
+    path = state / "topology.yml"
+    path.write_text(yaml.safe_dump(moved(yaml.safe_load(source.read_text()), machine, number * PORT_STEP)))
+    return Worker(number, state, path, topology.load(path).select(None)[0])
+
+
+def check_memory(machine: topology.Machine, parallel: int, total_mb: int) -> None:
+    """Refuse more machines at a time than the computer has memory for.
+
+    :raises LabError: telling how many would fit
+    """
+    if parallel * machine.memory_mb > total_mb:
+        raise LabError(
+            f"{parallel} times {machine.name} need {parallel * machine.memory_mb} MiB, this computer has {total_mb}: "
+            f"--parallel {total_mb // machine.memory_mb} at most, or a smaller machine (--machine m2)"
         )
 
-    def watch(self, seconds: float) -> dict:
-        """Look at the guest for that long, and return its longest gap and its memory errors.
 
-        :raises LabError: it does not answer, was rebooted, stands still or has lost something
-        """
-        port = self.guest.http_port
-        guests.await_start(port, GUEST_TIMEOUT)
-        first = status = guests.reset_ticks(port, "watch")
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(min(5, seconds))
-            status = guests.settled_status(port, SILENCE)
-            problem = guests.trouble(first, status)
-            if problem:
-                raise LabError(f"guest {self.guest.name}: {problem}")
-        if status["memory"]["verified"] <= first["memory"]["verified"]:
-            raise LabError(f"guest {self.guest.name}: its memory writer stands still")
-        return {"longest_gap_seconds": guests.longest_gap(status), "memory_errors": status["memory"]["errors"]}
+class Runs:
+    """The runs that are wanted: hands out their numbers, keeps their records, ends them all on demand."""
 
-    def watch_beside_slot_b(self, seconds: float) -> dict:
-        """As watch, while the host VM of slot b starts."""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            started = pool.submit(self.start_slot_b)
-            seen = self.watch(seconds)
-            started.result()
-        return seen
+    def __init__(self, wanted: int, minutes: float, records: list[dict]) -> None:
+        self.wanted = wanted
+        self.minutes = minutes
+        self.records = records
+        recorded = {record["run"] for record in records}
+        self._left = collections.deque(number for number in range(1, wanted + 1) if number not in recorded)
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen] = set()
+        self._ended = False
 
-    def consoles(self) -> dict[str, str]:
-        """Return the last console lines of the machine and of its host VMs."""
-        lines = {self.machine.name: tail(self.emulated.console)}
-        for slot in self.machine.slots:
-            name = inventory.slot_name(self.machine, slot)
-            try:
-                lines[name] = self.emulated.ssh("tail", "-n", "40", f"/var/log/xen/vmbeam/{name}.console")
-            except LabError as exc:
-                lines[name] = f"not collected: {exc}"
-        return lines
+    def work(self, worker: Worker) -> None:
+        """Do runs on a worker's machine until none is left."""
+        while True:
+            with self._lock:
+                if self._ended or not self._left:
+                    return
+                number = self._left.popleft()
+            say(f"run {number} of {self.wanted}: begins on {worker}")
+            record = self._run(worker, number)
+            with self._lock:
+                if self._ended:  # its end is not its own fault
+                    return
+                self.records.append(record)
+                with open(RECORDS, "a") as handle:
+                    handle.write(json.dumps(record) + "\n")
+            say(
+                f"run {number} of {self.wanted}: {record['reason'] or 'done'}, {record['seconds']:.0f} s, "
+                f"on {worker}; {succeeded(self.records)} of {len(self.records)} succeeded so far"
+            )
+
+    def _run(self, worker: Worker, number: int) -> dict:
+        written = worker.state / "record.json"
+        written.unlink(missing_ok=True)
+        start = time.monotonic()
+        record = {"run": number, "machine": worker.machine.name, "worker": worker.number}
+        why = self._process(command(worker, number, self.minutes, written), worker.state)
+        try:
+            return {**record, **json.loads(written.read_text())}
+        except (OSError, ValueError):
+            seconds = round(time.monotonic() - start, 1)
+            return {**record, "outcome": "failed", "reason": why, "seconds": seconds, "end": round(time.time(), 1)}
+
+    def _process(self, argv: list[str], state: pathlib.Path) -> str:
+        """Run the process of a run; return how it ended."""
+        with self._lock:
+            if self._ended:
+                return "not begun"
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                cwd=paths.REPOSITORY,
+                env={**os.environ, "VMBEAM_LAB_STATE": str(state)},
+                process_group=0,
+            )
+            self._processes.add(process)
+        timeout = self.minutes * 60 + reliability_run.TIMEOUT
+        try:
+            return f"the run's process ended with status {process.wait(timeout)}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return f"the run was not done after {timeout:.0f} s"
+        finally:
+            with self._lock:
+                self._processes.discard(process)
+
+    def end(self) -> None:
+        """End the runs that go on, with all that they started, and begin no other."""
+        with self._lock:
+            self._ended = True
+            for process in self._processes:
+                process.kill()
 
 
-def attempt(lab: Lab, number: int, minutes: float) -> dict:
-    """Do one run and return its record."""
-    phases.reset()
-    start = time.monotonic()
-    record: dict = {"run": number, "outcome": "failed", "reason": None}
-    steps = {
-        "boot": lab.boot,
-        "host VM of slot a and guest": lab.start_slot_a,
-        "guest for some minutes, host VM of slot b": lambda: record.update(lab.watch_beside_slot_b(minutes * 60)),
-    }
-    step = ""
-    try:
-        for step, act in steps.items():
-            LOG.unlink(missing_ok=True)
-            with phase(step):
-                act()
-        record["outcome"] = "done"
-    except LabError as exc:
-        log = LOG.read_text(errors="replace") if LOG.exists() else ""
-        record["reason"] = f"{step}: {reason(str(exc), log)}"
-        record["log"] = explain(log) or log.splitlines()[-60:]
-        record["consoles"] = lab.consoles()
-    record["phases"] = phases.rows()
-    record["seconds"] = round(time.monotonic() - start, 1)
-    record["end"] = round(time.time(), 1)
-    return record
+def command(worker: Worker, number: int, minutes: float, record: pathlib.Path) -> list[str]:
+    """Return the argv of one run."""
+    return isolated(
+        [
+            *(sys.executable, "-m", "vmbeam_lab.reliability_run", "--topology", str(worker.topology)),
+            *("--name", f"run {number} on {worker.machine.name} of worker {worker.number}"),
+            *("--minutes", str(minutes), "--record", str(record)),
+        ]
+    )
 
 
-def reason(error: str, log: str) -> str:
-    """Return one line that tells why a step failed, from its error and its log."""
-    first = error.splitlines()[0]
-    told = explain(log)
-    return told[0] if told and "not done after" not in first else first
-
-
-def explain(log: str, lines: int = 60) -> list[str]:
-    """Return the line of a step's log that tells why it failed, and what follows it; empty if there is none.
-
-    The first boot that hung tells, with its console; of other errors the last, for Ansible may have ignored some.
-    """
-    text = log.splitlines()
-    hung = [number for number, line in enumerate(text) if "BOOT RETRY" in line or "not ready after" in line]
-    errors = [number for number, line in enumerate(text) if line.startswith(("[ERROR]", "fatal:", "lab: "))]
-    chosen = hung[:1] or errors[-1:]
-    return text[chosen[0] : chosen[0] + lines] if chosen else []
+def do(runs: Runs, workers: list[Worker]) -> None:
+    """Do all runs; an interruption ends those that go on."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=len(workers)) as pool:
+        working = [pool.submit(runs.work, worker) for worker in workers]
+        try:
+            for future in concurrent.futures.as_completed(working):
+                future.result()
+        except BaseException:
+            runs.end()
+            raise
 
 
 def parse_records(text: str) -> list[dict]:
@@ -182,8 +202,53 @@ def summary(records: list[dict]) -> str:
     gaps = [record["longest_gap_seconds"] for record in records if record["outcome"] == "done"]
     if gaps:
         lines.append(f"longest gap between two ticks of a guest: {max(gaps):.1f} s")
-    lines += [f"run {record['run']}: {record['reason']}" for record in records if record["outcome"] != "done"]
+    failures = [record for record in records if record["outcome"] != "done"]
+    lines += [f"run {record['run']}: {record['reason']}" for record in by_number(failures)]
     return "\n".join(lines)
+
+
+def by_number(records: list[dict]) -> list[dict]:
+    """Return the records in the order of their runs; runs side by side end in another one."""
+    return sorted(records, key=lambda record: record["run"])
+
+
+def report(records: list[dict], machine: topology.Machine, parallel: int, minutes: float) -> str:
+    """Return RELIABILITY.md."""
+    guest = reliability_run.ticking_guest(machine)
+    arguments = f"--machine {machine.name} --parallel {parallel} --minutes {minutes:g}"
+    rows = []
+    for record in by_number(records):
+        gap = record.get("longest_gap_seconds")
+        cells = (
+            record["run"],
+            f"{record.get('machine', machine.name)}, {record.get('worker', 1)}",
+            record["outcome"],
+            f"{record['seconds']:.0f}",
+            "-" if gap is None else f"{gap:.1f}",
+            record.get("memory_errors", "-"),
+            (record["reason"] or "").replace("|", "\\|"),
+        )
+        rows.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(
+        [
+            "# How often the lab boots",
+            "",
+            f"Written by `make lab-reliability N={len(records)} ARGS='{arguments}'`; a change is lost.",
+            "",
+            f"A run is a cold boot of machine {machine.name} ({machine.memory_mb} MiB, {machine.cpus} emulated CPUs),",
+            f"of two host VMs of {machine.host_vm_memory_mb} MiB, and of a guest of {guest.memory_mb} MiB in one.",
+            "The guest has to tick, to find its memory as it wrote it and to stay the same instance for",
+            f"{minutes:g} minutes and until the second host VM is up. A boot that was tried again is a failure.",
+            f"Runs at a time: {parallel}.",
+            "",
+            *(f"- {line}" for line in summary(records).splitlines()),
+            "",
+            "| Run | Machine, worker | Outcome | Seconds | Longest tick gap (s) | Memory errors | Reason |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -191,26 +256,30 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="reliability", description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="how many boots in all (default: 20)")
     parser.add_argument("--minutes", type=float, default=5, help="how long the guest is watched (default: 5)")
+    parser.add_argument("--parallel", type=int, default=1, help="how many runs at a time (default: 1)")
+    parser.add_argument("--topology", type=pathlib.Path, default=paths.LAB / "topology.yml")
+    parser.add_argument("--machine", help="machine of the topology that is booted (default: the first default one)")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="go on after the recorded runs")
     options = parser.parse_args(argv)
-    # What has to be built is no part of a boot.
-    if cli.main(["build"]):
+    if options.runs < 1 or options.parallel < 1:
+        parser.error("--runs and --parallel take a number of 1 or more")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        machine = topology.load(options.topology).select([options.machine] if options.machine else None)[0]
+        reliability_run.ticking_guest(machine)
+        check_memory(machine, options.parallel, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20)
+        # What has to be built is no part of a boot.
+        if cli.main(["--topology", str(options.topology), "--machine", machine.name, "build"]):
+            return 1
+        workers = [make_worker(number + 1, options.topology, machine.name) for number in range(options.parallel)]
+    except LabError as exc:
+        print(f"reliability: {exc}", file=sys.stderr)
         return 1
     records = parse_records(RECORDS.read_text()) if options.go_on and RECORDS.exists() else []
     RECORDS.write_text("".join(json.dumps(record) + "\n" for record in records))
     try:
-        lab = Lab()
-        for number in range(len(records) + 1, options.runs + 1):
-            record = attempt(lab, number, options.minutes)
-            records.append(record)
-            with open(RECORDS, "a") as handle:
-                handle.write(json.dumps(record) + "\n")
-            say(f"run {number} of {options.runs}: {record['reason'] or 'done'}, {record['seconds']:.0f} s")
-        # Its disks and console stay, to be looked at.
-        lab.emulated.stop()
-    except LabError as exc:
-        print(f"reliability: {exc}", file=sys.stderr)
-        return 1
+        do(Runs(options.runs, options.minutes, records), workers)
+        REPORT.write_text(report(records, machine, options.parallel, options.minutes))
     finally:
         print(summary(records))
     return 0 if reliable(records) else 1

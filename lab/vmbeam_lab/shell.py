@@ -23,6 +23,19 @@ def tail(path: pathlib.Path, lines: int = 40) -> str:
     return "\n".join(data.decode(errors="replace").splitlines()[-lines:])
 
 
+def isolated(argv: typing.Sequence[str]) -> list[str]:
+    """Return the argv that runs `argv` so that nothing of it outlives it, however it ends.
+
+    It gets PIDs and mounts of its own (needs root). When it ends, or whoever started it, the kernel kills each process
+    that it has started, daemons too, and undoes its mounts. Killed by SIGKILL, nothing is left to clean up.
+    """
+    return [
+        *("setpriv", "--pdeathsig", "KILL"),
+        *("unshare", "--mount", "--propagation", "slave", "--pid", "--mount-proc", "--fork", "--kill-child"),
+        *argv,
+    ]
+
+
 def run(
     argv: typing.Sequence[str | pathlib.Path],
     *,

@@ -68,9 +68,11 @@ class Topology:
     def select(self, names: typing.Sequence[str] | None) -> list[Machine]:
         """Return the machines called `names`, or the default ones.
 
+        A name that is given twice counts once.
+
         :raises TopologyError: a name is not in the topology
         """
-        chosen = names or self.default_machines
+        chosen = dict.fromkeys(names or self.default_machines)
         unknown = [name for name in chosen if name not in self.machines]
         if unknown:
             raise TopologyError(f"no machine {', '.join(unknown)} in the topology; it has {', '.join(self.machines)}")
