@@ -138,8 +138,8 @@ def measure(run: Run, benchmark: Benchmark, budget: Budget) -> None:
 
 
 def numbers(text: str) -> list[int]:
-    """Parse numbers given on the command line, e.g. "0,1000"; nothing is none."""
-    found = [int(word) for word in text.split(",")] if text else []
+    """Parse numbers given on the command line, e.g. "0,1000" or "none"."""
+    found = [] if text == "none" else [int(word) for word in text.split(",")]
     if min(found, default=0) < 0 or len(set(found)) < len(found):
         raise ValueError(text)
     return found
@@ -169,17 +169,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
         shown = ",".join(map(str, default)) if isinstance(default, list) else default
         parser.add_argument(name, type=kind, default=default, help=f"{text} (default: {shown})")
 
-    add("--sizes", [128, 256, 512, 1024, 2048], "MiB of the guests, in the order to measure", sizes_mib)
-    add("--copy-sizes", [1024], "of these, where the other ways to copy are measured too; '' for none", numbers)
-    add("--rates", [0, 1000, 3000, 10000], "pages rewritten per second by a guest of --rate-size", numbers)
+    add("--sizes", [128, 256, 512, 1024, 2048], "MiB of the guests, in the order to measure, or none", sizes_mib)
+    add("--copy-sizes", [1024], "of these, where the other ways to copy are measured too, or none", numbers)
+    add("--rates", [0, 1000, 3000, 10000], "pages rewritten per second by a guest of --rate-size, or none", numbers)
     add("--rate-size", 256, "its MiB")
     add("--methods", [results.BASELINE, "suspend-tcp", results.ZERO_COPY], f"of {', '.join(results.METHODS)}", methods)
     add("--rounds", 5, "migrations by zero-copy in each cell")
     add("--stock-rounds", 5, "by each copying method and size, if the budget allows; 1 at least")
     add("--budget", 120, "minutes: beyond them each copying method has one migration in each cell, and no more")
     add("--limit", 1800, "seconds that a migration may take")
-    add("--vcpus", [4], "CPUs of a PVH and an HVM guest that move by zero-copy too; '' for none", numbers)
+    add("--vcpus", [4], "CPUs of a PVH and an HVM guest that move by zero-copy too, or none", numbers)
     parser.add_argument("--no-web", action="store_true", help="without the web service (figure 16)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured, and in what time")
     options = parser.parse_args(argv)
     if min(options.rounds, options.stock_rounds, options.limit) < 1 or options.budget < 0:
         parser.error("--rounds, --stock-rounds, --limit: at least 1; --budget: at least 0")
@@ -190,6 +191,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if 0 in options.vcpus:
         parser.error("--vcpus: at least 1")
     return options
+
+
+def say_plan(cells: list[Cell], budget: int) -> None:
+    """Say what a run measures, and about how long that takes."""
+    for cell in cells:
+        alone = Budget(0, [cell]).least_left()
+        say(
+            f"{cell.label}: {json.dumps(cell.wanted)}, of these at least {json.dumps(cell.least)}, {alone / 60:.0f} min"
+        )
+    least = Budget(0, cells).least_left()
+    say(f"about {least / 60:.0f} min at least, after the lab is up; more as long as it fits into {budget} min")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -209,23 +221,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     command = f"make bench ARGS={shlex.quote(shlex.join(argv))}" if argv else "make bench"
     run = Run(command, schedule.cells(wishes, results.BASELINE))
+    say_plan(run.cells, options.budget)
+    if options.dry_run:
+        return 0
     LOG.unlink(missing_ok=True)
     phases.reset()
     benchmark = None
-    begun = False
     try:
         bring_up()
         benchmark = Benchmark(topology.load(TOPOLOGY), options.limit)
-        budget = Budget(60 * options.budget, run.cells)
-        say(f"about {budget.least_left() / 60:.0f} min; more is measured as long as it fits into {options.budget} min")
-        begun = True
-        measure(run, benchmark, budget)
+        measure(run, benchmark, Budget(60 * options.budget, run.cells))
         run.complete = True
     except LabError as exc:
         run.trouble(str(exc))
     finally:
         # Half of it is better than nothing after an hour.
-        if begun:
+        if any(run.records.values()):
             print(run.write())
         if benchmark:
             with contextlib.suppress(LabError):

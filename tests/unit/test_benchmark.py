@@ -567,6 +567,60 @@ def test_run_tells_throughput_that_cannot_be_measured(run):
     assert one.records["by_size"]
 
 
+class WholeFake(FakeBenchmark):
+    def __init__(self, *_arguments):
+        super().__init__()
+
+    def clear(self):
+        self.cleared = True
+
+
+ARGV = ["--sizes", "128,512", "--rates", "none", "--vcpus", "none", "--no-web", "--budget", "0"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, 0), (LabError("the lab is gone"), 1), (KeyboardInterrupt(), None)]
+)
+def test_whatever_ends_a_run_its_files_say_what_it_has(run, monkeypatch, tmp_path, error, status):
+    class Fake(WholeFake):
+        def require(self, guest):
+            super().require(guest)
+            if error and guest.size_mib == 512:
+                raise error
+
+    monkeypatch.setattr(migration, "LOG", tmp_path / "bench.log")
+    monkeypatch.setattr(migration, "bring_up", lambda: None)
+    monkeypatch.setattr(migration, "Benchmark", Fake)
+    if status is None:
+        with pytest.raises(KeyboardInterrupt):
+            migration.main(ARGV)
+    else:
+        assert migration.main(ARGV) == status
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["complete"] is (status is not None)
+    assert [bool(found["problems"])] == [isinstance(error, LabError)]
+    assert count(found["records"]["by_size"], size_mib=128) == 6
+    assert count(found["records"]["by_size"], size_mib=512) == (0 if error else 6)
+    assert ("Partial" in (tmp_path / "RESULTS.md").read_text()) is (status is None)
+
+
+def test_a_run_without_a_lab_leaves_the_old_files(run, monkeypatch, tmp_path):
+    def no_lab():
+        raise LabError("the lab does not come up")
+
+    monkeypatch.setattr(migration, "LOG", tmp_path / "bench.log")
+    monkeypatch.setattr(migration, "bring_up", no_lab)
+    assert migration.main(ARGV) == 1
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_dry_run_touches_nothing(run, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(migration, "bring_up", lambda: pytest.fail("touched the lab"))
+    assert migration.main([*ARGV, "--dry-run"]) == 0
+    assert "about 12 min at least" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 class OnlyMigrate(lab.Benchmark):
     """A benchmark whose guest is migrated by a function."""
 
@@ -708,12 +762,12 @@ def test_free_memory_is_sampled_until_the_end(tmp_path, script, expected):
 
 def test_the_command_line():
     assert migration.methods("zero-copy,precopy-ssh") == ["zero-copy", "precopy-ssh"]
-    assert migration.numbers("") == []
+    assert migration.numbers("none") == migration.sizes_mib("none") == []
     assert migration.numbers("0,1000") == [0, 1000]
     assert migration.sizes_mib("128,512") == [128, 512]
     for parse, text in (
         *((migration.methods, text) for text in ("rsync", "")),
-        *((migration.numbers, text) for text in ("1,1", "-1", "big")),
+        *((migration.numbers, text) for text in ("", "1,1", "-1", "big")),
         *((migration.sizes_mib, text) for text in ("128,", "0", "-1", "64,64", "big")),
     ):
         with pytest.raises(ValueError):  # noqa: PT011 - argparse tells the user which
