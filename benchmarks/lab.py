@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -28,9 +29,10 @@ from .web import Load
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-#: One guest at a time.
-ADDRESS, MAC = "10.0.2.41", "00:16:3e:02:00:41"
-NAME = re.compile(r"bench\d+-(pvh|hvm)\d+")
+#: Of the guests, by number: only one runs at a time, except where two migrate at once.
+ADDRESSES = ("10.0.2.41", "10.0.2.42")
+MACS = ("00:16:3e:02:00:41", "00:16:3e:02:00:42")
+NAME = re.compile(r"bench\d+-(pvh|hvm)\d+(-\d)?")
 
 #: Bounds in seconds; under emulation everything takes long.
 GUEST_TIMEOUT = 600
@@ -43,6 +45,8 @@ PORT = 5001
 CHECK_SECONDS = 20
 #: How long a guest serves before and after a migration.
 WEB_SECONDS = 10
+#: What zero-copy's counters are judged by.
+MEMORY = ("pages_copied", "hypercalls", "p2m_writes_4k", "p2m_writes_2m")
 #: Where host dom0 keeps the boot disk of an HVM guest: a directory that it has.
 DISKS = "/var/lib/vmbeam/images"
 
@@ -55,11 +59,12 @@ class Guest:
     writer_mib: int | None = None  #: how much it rewrites; None: its default
     vcpus: int = 1
     type: str = "pvh"
+    number: int = 0
 
     @property
     def name(self) -> str:
         """The name of its domain, and that of its description."""
-        return f"bench{self.size_mib}-{self.type}{self.vcpus}"
+        return f"bench{self.size_mib}-{self.type}{self.vcpus}" + (f"-{self.number}" if self.number else "")
 
 
 class Benchmark:
@@ -73,17 +78,18 @@ class Benchmark:
         self.hosts = {slot: inventory.slot_name(self.machine, slot) for slot in ("a", "b")}
         # To talk to the monitor takes no QEMU program.
         self.emulated = Emulated(self.machine, pathlib.Path("/nonexistent"), build.ssh_key())
-        self.port = self._forward()
+        self._ports = [self._forward(address) for address in ADDRESSES]
+        self.port = self._ports[0]
         self._measurements = itertools.count()
         self.meters = Meters(self.emulated, {name: self.machine.slots[slot].mac for slot, name in self.hosts.items()})
         self._guest: Guest | None = None
         self._slot = "a"
 
-    def _forward(self) -> int:
-        """Return a new port of this computer that leads to port 80 of the benchmark's guest."""
+    def _forward(self, address: str) -> int:
+        """Return a new port of this computer that leads to port 80 of the guest with an address."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = f"hostfwd_add net0 tcp:127.0.0.1:{port}-{ADDRESS}:80"
+        command = f"hostfwd_add net0 tcp:127.0.0.1:{port}-{address}:80"
         refusal = self.emulated.execute("human-monitor-command", {"command-line": command})
         if refusal:
             raise LabError(f"{self.machine.name}: {command}: {refusal.strip()}")
@@ -109,7 +115,7 @@ class Benchmark:
                 self._attach(disk)
         options = {"name": guest.name, "state": "running", "config": config}
         ansible.module(self.hosts["a"], "vmbeam.xen.guest", options, timeout=GUEST_TIMEOUT)
-        guests.await_start(self.port, GUEST_TIMEOUT)
+        guests.await_start(self._ports[guest.number], GUEST_TIMEOUT)
 
     def _copy(self, host: str, source: pathlib.Path, target: str) -> None:
         ansible.module(host, "ansible.builtin.copy", {"src": str(source), "dest": target})
@@ -130,8 +136,8 @@ class Benchmark:
             "type": guest.type,
             "memory_mb": guest.size_mib,
             "vcpus": guest.vcpus,
-            "mac": MAC,
-            "address": ADDRESS,
+            "mac": MACS[guest.number],
+            "address": ADDRESSES[guest.number],
             "prefix": self.prefix,
             "gateway": self.gateway,
             "disks": _disks(guest),
@@ -216,7 +222,7 @@ class Benchmark:
         record = {"method": method, "direction": f"{source} to {destination}"}
         began = math.inf
         try:
-            options = self._options(method, source, destination)
+            options = self._options(self._guest, method, source, destination)
             before = guests.reset_ticks(self.port, f"measurement-{next(self._measurements)}")
             began = time.monotonic()
             measured = self._measure(options, source, destination, web)
@@ -224,7 +230,7 @@ class Benchmark:
             after = guests.settled_status(self.port, GUEST_TIMEOUT)
             self._raise_trouble(before, after)
         except LabError as exc:
-            record["failed"] = str(exc)[-1000:]
+            record["failed"] = plain(str(exc))
             if time.monotonic() - began >= self.limit:
                 record["more_than_seconds"] = self.limit
             self._look_after(exc)
@@ -282,19 +288,19 @@ class Benchmark:
         loss = round(100 * (1 - answers.during / answers.before), 1) if answers.before else None
         return migration, {**answers._asdict(), "loss_percent": loss}
 
-    def _options(self, method: str, source: str, destination: str) -> dict[str, object]:
+    def _options(self, guest: Guest | None, method: str, source: str, destination: str) -> dict[str, object]:
         """Return the options of guest_migrate for a method, sessions included."""
-        if self._guest is None:
+        if guest is None:
             raise LabError("there is no guest to migrate")
         options: dict[str, object] = {
-            "name": self._guest.name,
+            "name": guest.name,
             "destination": self.machine.slots[destination].address,
             "timeout": self.limit,
             **results.METHODS[method],
         }
         if options["strategy"] == "zero_copy":
-            options["session"] = self._session(source, destination)
-            options["channel"] = self._session(source, destination, purpose="channel")
+            options["session"] = self._sessions(source, destination)[0]
+            options["channel"] = self._sessions(source, destination, purpose="channel")[0]
         return options
 
     def _move(self, source: str, options: dict[str, object]) -> dict:
@@ -302,16 +308,44 @@ class Benchmark:
         timeout = self.limit + REPAIR_TIMEOUT
         return ansible.module(self.hosts[source], "vmbeam.xen.guest_migrate", options, timeout=timeout)["migration"]
 
-    def _session(self, source: str, destination: str, purpose: str = "guest") -> int:
-        """Return the number of a session that lets one host VM pass a guest's memory to the other, or of a channel."""
-        options = {"source": self.hosts[source], "destination": self.hosts[destination], "purpose": purpose}
-        return ansible.module(self.machine.name, "vmbeam.xen.zero_copy_session", options)["sessions"][0]["session"]
+    def _sessions(self, source: str, destination: str, **more: object) -> list[int]:
+        """Return the numbers of sessions that let one host VM pass guests' memory to the other, or of a channel."""
+        options = {"source": self.hosts[source], "destination": self.hosts[destination], **more}
+        found = ansible.module(self.machine.name, "vmbeam.xen.zero_copy_session", options)["sessions"]
+        return [session["session"] for session in found]
+
+    def together(self, size_mib: int) -> dict[str, typing.Any]:
+        """Start two guests, migrate both at once by zero-copy, and return one record: the worse of both values.
+
+        :raises LabError: that failed
+        """
+        self.clear()
+        both = [Guest(size_mib, number=number) for number in range(len(ADDRESSES))]
+        for guest in both:
+            self._start(guest)
+        options = [self._options(guest, results.ZERO_COPY, "a", "b") for guest in both]
+        for option, session in zip(options, self._sessions("a", "b", count=len(both)), strict=True):
+            option["session"] = session
+        before = [guests.await_status(port, timeout=GUEST_TIMEOUT) for port in self._ports]
+        earlier = self.meters.read()
+        with concurrent.futures.ThreadPoolExecutor(len(both)) as pool:
+            migrations = list(pool.map(lambda option: self._move("a", option), options))
+        used = self.meters.read().since(earlier)
+        for port, status in zip(self._ports, before, strict=True):
+            self._raise_trouble(status, guests.settled_status(port, GUEST_TIMEOUT))
+        return {
+            "method": results.ZERO_COPY,
+            "direction": "a to b",
+            **worst(migrations, ("seconds", "downtime_seconds")),
+            **self._metered(used, "a", "b"),
+            **worst([migration["memory"] or {} for migration in migrations], MEMORY),
+        }
 
     # --- throughput
 
     def throughput(self) -> typing.Iterator[dict[str, typing.Any]]:
         """Yield the MiB/s from the guest dom0 of slot a to that of slot b by each way."""
-        channel = self._session("a", "b", purpose="channel")
+        channel = self._sessions("a", "b", purpose="channel")[0]
         yield {"way": "channel", "mib_per_s": self._run("channel", str(channel))}
         with self._program("b", "sink", str(PORT)) as sink:
             assert sink.stdout is not None  # noqa: S101 - for the type checker
@@ -337,6 +371,19 @@ class Benchmark:
         if program.returncode:
             raise LabError(f"throughput by {arguments[0]}: exit code {program.returncode}")
         return float(text)
+
+
+def plain(text: str) -> str:
+    """Return the end of an error's text, without the names of this computer's directories."""
+    for directory, name in ((paths.REPOSITORY, "."), (paths.STATE, ".lab"), (pathlib.Path.home(), "~")):
+        text = text.replace(str(directory), name)
+    return text[-1000:]
+
+
+def worst(found: list[dict], keys: typing.Iterable[str]) -> dict[str, float | None]:
+    """Return the greatest value of each key; None if one is not known."""
+    values = {key: [entry.get(key) for entry in found] for key in keys}
+    return {key: None if None in several else max(several) for key, several in values.items()}
 
 
 def _disks(guest: Guest) -> list[str]:

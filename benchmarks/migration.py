@@ -1,7 +1,7 @@
 """Measures what migration between the two host VMs of the lab's machine costs, Xen's own and ours (`make bench`).
 
 In one run on one boot of a machine (topology.yml): a guest of each size goes to and fro by each method in turn, then
-one that rewrites its memory at each rate, then one that serves, then guests with several CPUs. Copying takes minutes
+one that rewrites its memory at each rate, then one that serves, then others. Copying takes minutes
 here: so each cell of the figures has each copying method once, and more often as long as the budget allows; a
 migration that takes longer than the limit is broken off and counts as longer than that. Writes `results.json`,
 `RESULTS.md` and plots beside this file after each cell, so that a run that is broken off leaves what it has.
@@ -23,7 +23,7 @@ from vmbeam_lab.errors import LabError
 from vmbeam_lab.phases import phase, say
 
 from . import results, schedule
-from .lab import HERE, Benchmark, Guest
+from .lab import HERE, Benchmark, Guest, plain
 from .schedule import Budget, Cell
 
 LOG = paths.STATE / "bench.log"
@@ -61,7 +61,7 @@ class Run:
 
     def trouble(self, what: str) -> None:
         """Note, and say, that something failed."""
-        self.problems.append(what[-1000:])
+        self.problems.append(plain(what))
         say(f"PROBLEM: {what}")
 
     def write(self) -> str:
@@ -85,11 +85,14 @@ def guest_of(cell: Cell) -> Guest:
 
 def measure_cell(benchmark: Benchmark, cell: Cell, budget: Budget, run: Run) -> None:
     """Measure one cell; raises LabError if its guest does not start, or is lost."""
-    benchmark.require(guest_of(cell))
     about: dict[str, object] = {"size_mib": cell.size_mib}
+    if cell.together:
+        run.records[cell.kind].append({**about, "guest": cell.label, **benchmark.together(cell.size_mib)})
+        return
+    benchmark.require(guest_of(cell))
     if cell.rate is not None:
         about |= {"rate": cell.rate, "achieved_rate": benchmark.set_rate(cell.rate)}
-    if cell.kind == "by_vcpus":
+    if cell.kind == "others":
         about |= {"guest": cell.label}
     given_up: set[str] = set()
     for method in schedule.turns(cell, budget, given_up):
@@ -180,6 +183,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--limit", 1800, "seconds that a migration may take")
     add("--vcpus", [4], "CPUs of a PVH and an HVM guest that move by zero-copy too, or none", numbers)
     parser.add_argument("--no-web", action="store_true", help="without the web service (figure 16)")
+    parser.add_argument("--no-together", action="store_true", help="without two guests that move at once")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured, and in what time")
     options = parser.parse_args(argv)
     if min(options.rounds, options.stock_rounds, options.limit) < 1 or options.budget < 0:
@@ -218,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
         stock_rounds=options.stock_rounds,
         vcpus=options.vcpus,
         web=not options.no_web,
+        together=not options.no_together,
     )
     command = f"make bench ARGS={shlex.quote(shlex.join(argv))}" if argv else "make bench"
     run = Run(command, schedule.cells(wishes, results.BASELINE))

@@ -27,7 +27,7 @@ COPIES = tuple(method for method in METHODS if method != ZERO_COPY)
 
 #: Kinds of records. Each record has `method`, and either what was measured or `failed`, the reason; then also
 #: `more_than_seconds` if it was broken off at the time limit. Those of throughput have `way` and `mib_per_s`.
-KINDS = ("by_size", "by_rate", "web", "by_vcpus", "throughput")
+KINDS = ("by_size", "by_rate", "web", "others", "throughput")
 
 Records = dict[str, list[dict[str, typing.Any]]]
 
@@ -111,9 +111,9 @@ FIGURES = {
         "size_mib",
         (Part("peak_memory_mib", "in use at most, host hypervisor and all host VMs", "MiB"),),
     ),
-    "vcpus": Figure(
-        "Guests with several CPUs",
-        "by_vcpus",
+    "others": Figure(
+        "Guests with several CPUs, several guests (the slower one's time)",
+        "others",
         "guest",
         (Part("seconds", "migration time", "s"), Part("downtime_seconds", "downtime", "s")),
     ),

@@ -25,7 +25,7 @@ _GUESS = {
 class Cell:
     """Migrations of one guest by several methods in turn: what one row of the figures is made of."""
 
-    kind: str  #: of the records: by_size, by_rate, web, by_vcpus
+    kind: str  #: of the records: by_size, by_rate, web, others
     label: str
     size_mib: int
     wanted: dict[str, int]  #: method -> migrations, if the budget allows
@@ -33,6 +33,7 @@ class Cell:
     rate: int | None = None  #: pages rewritten per second; None: the guests' default
     vcpus: int = 1
     type: str = "pvh"
+    together: bool = False  #: two such guests at once
     seconds_around: float = 120.0  #: a guess: the guest's start, the last check of its memory
 
     def planned(self) -> dict[str, typing.Any]:
@@ -129,10 +130,12 @@ class Wishes(typing.NamedTuple):
     stock_rounds: int
     vcpus: list[int]
     web: bool
+    together: bool
 
 
-#: MiB of the guests with several CPUs.
+#: MiB of the guests with several CPUs, and of two that move at once.
 VCPUS_SIZE_MIB = 512
+TOGETHER_SIZE_MIB = 256
 
 
 def cells(wishes: Wishes, baseline: str) -> list[Cell]:
@@ -161,5 +164,9 @@ def cells(wishes: Wishes, baseline: str) -> list[Cell]:
             for kind in ("pvh", "hvm"):
                 label = f"{kind}, {vcpus} vCPUs"
                 about = {"vcpus": vcpus, "type": kind, "seconds_around": 240.0}
-                found.append(Cell("by_vcpus", label, VCPUS_SIZE_MIB, twice, twice, **about))
+                found.append(Cell("others", label, VCPUS_SIZE_MIB, twice, twice, **about))
+        if wishes.together:
+            once = {ZERO_COPY: 1}
+            size = TOGETHER_SIZE_MIB
+            found.append(Cell("others", f"two of {size} MiB at once", size, once, once, together=True))
     return [cell for cell in found if cell.wanted]

@@ -93,7 +93,7 @@ def _busy(records: Records) -> Found | str:
 
 def _ours(records: Records) -> list[dict]:
     """Return all records of zero-copy migrations that succeeded."""
-    kinds = ("by_size", "by_rate", "web", "by_vcpus")
+    kinds = ("by_size", "by_rate", "web", "others")
     return [entry for kind in kinds for entry in of(records[kind], method=ZERO_COPY) if "failed" not in entry]
 
 

@@ -121,6 +121,7 @@ def wishes(**changes):
         "stock_rounds": defaults.stock_rounds,
         "vcpus": defaults.vcpus,
         "web": not defaults.no_web,
+        "together": not defaults.no_together,
     }
     return schedule.Wishes(**{**values, **changes})
 
@@ -134,7 +135,8 @@ def test_cells_by_default_have_all_that_the_figures_to_meet_need():
     assert gib.least == {"precopy-ssh": 1, "suspend-tcp": 1, "zero-copy": 5}
     assert [one.rate for one in by_kind["by_rate"]] == [0, 1000, 3000, 10000]
     assert all(one.wanted == {"precopy-ssh": 1, "zero-copy": 5} for one in by_kind["by_rate"])
-    assert [(one.type, one.vcpus) for one in by_kind["by_vcpus"]] == [("pvh", 4), ("hvm", 4)]
+    assert [(one.type, one.vcpus) for one in by_kind["others"]] == [("pvh", 4), ("hvm", 4), ("pvh", 1)]
+    assert [one.together for one in by_kind["others"]] == [False, False, True]
     # One guest serves all rates, and the web.
     assert len({migration.guest_of(one) for one in (*by_kind["by_rate"], *by_kind["web"])}) == 1
 
@@ -261,7 +263,7 @@ def everything():
             | (OURS if method == "zero-copy" else {})
             for method, during in (("precopy-ssh", 3.0), ("zero-copy", 8.0))
         ],
-        by_vcpus=[measured("zero-copy", 8.0, size=512, guest="hvm, 4 vCPUs") | OURS],
+        others=[measured("zero-copy", 8.0, size=512, guest="hvm, 4 vCPUs") | OURS],
         throughput=[
             {"way": way, "mib_per_s": value} for way, value in (("channel", 5.0), ("memcpy", 8.0), ("network", 2.0))
         ],
@@ -282,10 +284,10 @@ def about(**changes):
 def test_every_figure_of_the_paper_has_its_key_and_both_methods():
     found = results.figures(everything())
     assert set(found) == {
-        *("fig6", "fig7", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16", "memory", "vcpus")
+        *("fig6", "fig7", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16", "memory", "others")
     }
     for key, figure in found.items():
-        if key not in ("fig6", "vcpus", "fig15"):
+        if key not in ("fig6", "others", "fig15"):
             for part in figure["parts"]:
                 assert part["rows"], (key, part["metric"])
                 assert set(part["rows"][0]["methods"]) >= set(PAIR)
@@ -335,7 +337,7 @@ def test_verdicts_of_nothing_are_not_measured():
     ("word", "kind", "record", "value"),
     [
         ("network bytes", "by_rate", by_rate("zero-copy", 0, 7.0) | OURS | {"network_bytes": 60}, 60),
-        ("pages copied", "by_vcpus", measured("zero-copy", 7.0, guest="x") | OURS | {"pages_copied": 65}, 65),
+        ("pages copied", "others", measured("zero-copy", 7.0, guest="x") | OURS | {"pages_copied": 65}, 65),
         ("hypercalls", "by_size", measured("zero-copy", 7.0, size=2048) | OURS | {"hypercalls": 130}, 65),
     ],
 )
@@ -499,7 +501,7 @@ def run(monkeypatch, tmp_path):
 
     def make(**changes):
         changes = {"rates": [0, 1000], "vcpus": [], "sizes_mib": [128, 512, 1024], **changes}
-        return migration.Run("make bench", schedule.cells(wishes(rounds=2, **changes), "precopy-ssh"))
+        return migration.Run("make bench", schedule.cells(wishes(rounds=2, together=False, **changes), "precopy-ssh"))
 
     return make
 
@@ -520,7 +522,7 @@ def test_run_measures_all_cells(run, tmp_path):
         "by_size": 3 * (1 + 2) + 1,
         "by_rate": 2 * (1 + 2),
         "web": 3,
-        "by_vcpus": 4,
+        "others": 4,
         "throughput": 3,
     }
     assert benchmark.checked == len(one.cells)
@@ -575,7 +577,7 @@ class WholeFake(FakeBenchmark):
         self.cleared = True
 
 
-ARGV = ["--sizes", "128,512", "--rates", "none", "--vcpus", "none", "--no-web", "--budget", "0"]
+ARGV = ["--sizes", "128,512", "--rates", "none", "--vcpus", "none", "--no-web", "--no-together", "--budget", "0"]
 
 
 @pytest.mark.parametrize(
@@ -685,11 +687,42 @@ def test_a_guest_that_lost_something_is_not_used_again(monkeypatch):
 
 
 def test_the_names_of_guests_tell_them_apart():
-    names = [lab.Guest(512).name, lab.Guest(512, vcpus=4).name, lab.Guest(512, vcpus=4, type="hvm").name]
-    assert len(set(names)) == 3
+    names = [
+        made.name
+        for made in (
+            lab.Guest(512),
+            lab.Guest(512, vcpus=4),
+            lab.Guest(512, vcpus=4, type="hvm"),
+            lab.Guest(512, number=1),
+        )
+    ]
+    assert len(set(names)) == 4
     assert all(lab.NAME.fullmatch(name) for name in names)
     assert not lab.NAME.fullmatch(names[0] + "--incoming")
     assert not lab.NAME.match("web1")
+
+
+def test_errors_do_not_name_directories_of_this_computer():
+    text = lab.plain(f"{ROOT}/playbooks/x.yml and {Path.home()}/.cache: {'x' * 900}")
+    assert text.startswith("./playbooks/x.yml and ~/.cache: x")
+    assert len(lab.plain("y" * 5000)) == 1000
+
+
+def test_the_worse_of_two_guests_counts():
+    assert lab.worst([{"a": 1, "b": 5}, {"a": 2, "b": 3}], ("a", "b")) == {"a": 2, "b": 5}
+    assert lab.worst([{"a": 1}, {}], ("a",)) == {"a": None}
+
+
+def test_run_measures_two_guests_at_once(run):
+    class Two(FakeBenchmark):
+        def together(self, size_mib):
+            return {"method": "zero-copy", "seconds": 9.0}
+
+    one = migration.Run("make bench", [one for one in schedule.cells(wishes(), "precopy-ssh") if one.together])
+    go(one, Two())
+    assert one.records["others"] == [
+        {"size_mib": 256, "guest": "two of 256 MiB at once", "method": "zero-copy", "seconds": 9.0}
+    ]
 
 
 def test_memory_of_a_migration():
