@@ -52,8 +52,12 @@ test-rejuvenation: ## All tests that move guests, the long ones too
 	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py
 
 .PHONY: bench
-bench: ## Measure migration in the lab, ours and Xen's own (ARGS='--sizes 128,512 --rounds 3')
+bench: ## Measure migration in the lab, ours and Xen's own (ARGS=--help: what, how often, for how long)
 	python -m benchmarks.migration $(ARGS)
+
+.PHONY: bench-report
+bench-report: ## Make the benchmark's page and plots anew from its results.json (ARGS=DIRECTORY: of that one)
+	python -m benchmarks.results $(ARGS)
 
 .PHONY: packages
 packages: ## Build the patched Xen as Debian packages

@@ -1,9 +1,15 @@
-"""What the lab's machine is asked before and after a migration: bytes between the host VMs, CPU time of each domain."""
+"""What the lab's machine is asked about a migration: bytes between the host VMs, CPU time, free memory."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pathlib
 import re
+import shlex
+import subprocess
+import time
 import typing
 
 from vmbeam_lab.errors import LabError
@@ -19,20 +25,33 @@ for device in /sys/class/net/vif{domid}.*; do
 done
 """
 _READ = "for device in /sys/class/net/vif{domid}.*; do tc -s -j filter show dev ${{device##*/}} ingress; echo; done"
+#: Prints the free memory every few seconds, until its standard input is closed.
+_SAMPLE = r"""
+while xl info | sed -n 's/^free_memory *: *//p'; do
+  read -r -t 3
+  [ $? -gt 128 ] || break
+done
+"""
+#: Seconds that it may take to end.
+_SAMPLE_END = 30
 
 
 class Reading(typing.NamedTuple):
-    """What the meters show: bytes between the host VMs, seconds of CPU time by domain of the host hypervisor."""
+    """What the meters show, `at` which second: bytes between the host VMs; CPU time by domain, and of the emulator."""
 
+    at: float
     network_bytes: int
     cpu_seconds: dict[str, float]
+    machine_seconds: float
 
-    def since(self, earlier: Reading) -> dict[str, typing.Any]:
-        """Return the differences, as a migration's record has them."""
-        return {
-            "network_bytes": self.network_bytes - earlier.network_bytes,
-            "cpu_seconds": {name: round(now - earlier.cpu_seconds[name], 1) for name, now in self.cpu_seconds.items()},
-        }
+    def since(self, earlier: Reading) -> Reading:
+        """Return the differences."""
+        return Reading(
+            self.at - earlier.at,
+            self.network_bytes - earlier.network_bytes,
+            {name: round(now - earlier.cpu_seconds[name], 1) for name, now in self.cpu_seconds.items()},
+            round(self.machine_seconds - earlier.machine_seconds, 1),
+        )
 
 
 class Meters:
@@ -52,7 +71,34 @@ class Meters:
         """Return what the meters show now."""
         commands = [_READ.format(domid=domid) for domid in self._domids.values()]
         text = self._emulated.ssh("; ".join([*commands, "xl list"]))
-        return Reading(network_bytes(text), cpu_seconds(text))
+        return Reading(time.monotonic(), network_bytes(text), cpu_seconds(text), self._machine_seconds())
+
+    def _machine_seconds(self) -> float:
+        pid = self._emulated.pid()
+        if pid is None:
+            raise LabError(f"{self._emulated.machine.name}: the emulator does not run any more")
+        return process_seconds(pathlib.Path(f"/proc/{pid}/stat").read_text(), os.sysconf("SC_CLK_TCK"))
+
+    @contextlib.contextmanager
+    def free_memory(self, limit: float) -> typing.Iterator[list[int]]:
+        """Fill the list with MiB of free memory of the host hypervisor, sampled inside of the context.
+
+        It stays empty if that fails: a migration is not lost for it.
+        :param limit: in seconds, after which the sampling ends
+        """
+        found: list[int] = []
+        command = f"timeout {limit:.0f} bash -c {shlex.quote(_SAMPLE)}"
+        argv = ["timeout", f"{limit + _SAMPLE_END:.0f}", *self._emulated.ssh_command(command)]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sampler:
+            try:
+                yield found
+            finally:
+                try:
+                    # Closes its standard input.
+                    text, _ = sampler.communicate(timeout=_SAMPLE_END)
+                    found += [int(word) for word in text.split()]
+                except (subprocess.TimeoutExpired, ValueError, OSError):
+                    sampler.kill()
 
 
 def network_bytes(text: str) -> int:
@@ -76,3 +122,10 @@ def cpu_seconds(text: str) -> dict[str, float]:
     """Return the domains' CPU time as `xl list` tells it."""
     rows = re.findall(r"(?m)^(\S+) +\d+ +\d+ +\d+ +\S+ +([\d.]+)$", text)
     return {name: float(seconds) for name, seconds in rows}
+
+
+def process_seconds(text: str, ticks: int) -> float:
+    """Return the CPU time in /proc/PID/stat, user and system. ticks: per second."""
+    # The name of the program, in brackets, may contain anything.
+    words = text[text.rindex(")") + 2 :].split()
+    return (int(words[11]) + int(words[12])) / ticks

@@ -1,8 +1,16 @@
-"""From measured migrations to medians, ratios and a table."""
+"""From records of migrations to medians, ratios, figures and files.
+
+`python -m benchmarks.results` (make bench-report) makes RESULTS.md, the plots and everything but the records in
+results.json anew, from these records alone.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import pathlib
 import statistics
+import sys
 import typing
 
 #: Name -> options of module guest_migrate. suspend over tcp is save and restore over a plain pipe.
@@ -15,217 +23,266 @@ METHODS: dict[str, dict[str, str]] = {
 }
 BASELINE = "precopy-ssh"
 ZERO_COPY = "zero-copy"
+COPIES = tuple(method for method in METHODS if method != ZERO_COPY)
 
-#: What is measured of each migration; None where it is not to be had.
-METRICS = (
-    "seconds",
-    "downtime_seconds",
-    "longest_gap_seconds",
-    "bytes",
-    "network_bytes",
-    "cpu_host_dom0",
-    "cpu_host_vms",
-    "pages_passed_on",
-    "pages_copied",
-    "hypercalls",
-    "p2m_writes_4k",
-    "p2m_writes_2m",
-)
-#: Of which the ratio to BASELINE is told.
-RATIOS = ("seconds", "downtime_seconds")
+#: Kinds of records. Each record has `method`, and either what was measured or `failed`, the reason; then also
+#: `more_than_seconds` if it was broken off at the time limit. Those of throughput have `way` and `mib_per_s`.
+KINDS = ("by_size", "by_rate", "web", "others", "throughput")
+
+Records = dict[str, list[dict[str, typing.Any]]]
+
+
+class Part(typing.NamedTuple):
+    """One diagram of a figure."""
+
+    metric: str
+    title: str
+    unit: str
 
 
 class Figure(typing.NamedTuple):
-    """One figure of the paper, as measured here. by: what a row is about, size_mib or rate."""
+    """One figure of the paper, as measured here. kind: of the records; by: what a row is about."""
 
     title: str
-    metric: str
-    unit: str
+    kind: str
     by: str
+    parts: tuple[Part, ...]
 
 
-#: Key in results.json -> figure; the numbers are the paper's. Figures 13 and 14 tell CPU time rather than utilization.
+#: Key in results.json -> figure; the numbers are the paper's.
 FIGURES = {
-    "fig7": Figure("Migration time", "seconds", "s", "size_mib"),
-    "fig9": Figure("Downtime", "downtime_seconds", "s", "size_mib"),
-    "fig10": Figure("Migration time, by pages rewritten a second", "seconds", "s", "rate"),
-    "fig11": Figure("Downtime, by pages rewritten a second", "downtime_seconds", "s", "rate"),
-    "fig12": Figure("Bytes between the host VMs", "network_bytes", "bytes", "size_mib"),
-    "fig13": Figure("CPU time of host dom0", "cpu_host_dom0", "s", "size_mib"),
-    "fig14": Figure("CPU time of both host VMs", "cpu_host_vms", "s", "size_mib"),
-    "fig15-copied": Figure("Pages copied", "pages_copied", "pages", "size_mib"),
-    "fig15-hypercalls": Figure("Calls of the host hypervisor", "hypercalls", "calls", "size_mib"),
-    "fig15-4k": Figure("Page table entries of 4 KiB written", "p2m_writes_4k", "entries", "size_mib"),
-    "fig15-2m": Figure("Page table entries of 2 MiB written", "p2m_writes_2m", "entries", "size_mib"),
+    "fig7": Figure("Migration time", "by_size", "size_mib", (Part("seconds", "migration time", "s"),)),
+    "fig9": Figure("Downtime", "by_size", "size_mib", (Part("downtime_seconds", "downtime", "s"),)),
+    "fig10": Figure("Migration time by dirty rate", "by_rate", "rate", (Part("seconds", "migration time", "s"),)),
+    "fig11": Figure("Downtime by dirty rate", "by_rate", "rate", (Part("downtime_seconds", "downtime", "s"),)),
+    "fig12": Figure(
+        "Network traffic of a migration",
+        "by_size",
+        "size_mib",
+        (Part("network_bytes", "between the host VMs", "bytes"),),
+    ),
+    "fig13": Figure(
+        "CPU utilization, mean of a migration",
+        "by_size",
+        "size_mib",
+        (
+            Part("cpu_share_host_dom0", "host dom0", "% of a CPU"),
+            Part("cpu_share_source", "source host VM", "% of a CPU"),
+            Part("cpu_share_destination", "destination host VM", "% of a CPU"),
+        ),
+    ),
+    "fig14": Figure(
+        "CPU time of a migration",
+        "by_size",
+        "size_mib",
+        (
+            Part("cpu_host_dom0", "host dom0", "s"),
+            Part("cpu_source", "source host VM", "s"),
+            Part("cpu_destination", "destination host VM", "s"),
+            Part("cpu_machine", "the whole emulated machine", "s of the computer"),
+        ),
+    ),
+    "fig15": Figure(
+        "Memory load of a migration",
+        "by_size",
+        "size_mib",
+        (
+            Part("pages_copied", "guest pages copied", "pages"),
+            Part("bytes_copied", "guest memory copied (stock: sent, each byte is copied several times)", "bytes"),
+            Part("hypercalls", "calls of the host hypervisor", "calls"),
+            Part("p2m_writes_4k", "p2m writes of 4 KiB", "entries"),
+            Part("p2m_writes_2m", "p2m writes of 2 MiB", "entries"),
+        ),
+    ),
+    "fig16": Figure(
+        "Web throughput of the migrating guest",
+        "web",
+        "size_mib",
+        (
+            Part("before", "before", "answers/s"),
+            Part("during", "during", "answers/s"),
+            Part("after", "after", "answers/s"),
+            Part("loss_percent", "loss during, by before", "%"),
+        ),
+    ),
+    "memory": Figure(
+        "Memory of the machine",
+        "by_size",
+        "size_mib",
+        (Part("peak_memory_mib", "in use at most, host hypervisor and all host VMs", "MiB"),),
+    ),
+    "others": Figure(
+        "Guests with several CPUs, several guests (the slower one's time)",
+        "others",
+        "guest",
+        (Part("seconds", "migration time", "s"), Part("downtime_seconds", "downtime", "s")),
+    ),
 }
 
+#: Of the first table.
+METRICS = ("seconds", "downtime_seconds", "longest_gap_seconds", "bytes")
 
-def schedule(rounds: int, methods: typing.Sequence[str] = tuple(METHODS)) -> list[str]:
-    """Return the methods in the order of their migrations.
 
-    Each migration goes back where the last one came from. So that no method always goes the same
-    way, each round begins one method later, unless their number is odd.
+def summary(entries: typing.Iterable[dict], metric: str = "seconds") -> dict[str, typing.Any] | None:
+    """Sum up one metric of the records of one method in one cell; None if there is no record.
+
+    `n` values are known; `median`, `min`, `max` are None if none is. `over_time` migrations were broken off at the
+    time limit; they count as times, at least as long as the limit, and `lower_bound` says that the median may be
+    greater for that reason. `failed` are those that failed otherwise.
     """
-    shifts = [0 if len(methods) % 2 else number % len(methods) for number in range(rounds)]
-    return [method for shift in shifts for method in (*methods[shift:], *methods[:shift])]
-
-
-def summary(values: typing.Iterable[float | None]) -> dict[str, typing.Any] | None:
-    """Return median, min, max and the values that are known; None if none is."""
-    known = [value for value in values if value is not None]
-    if not known:
+    entries = list(entries)
+    if not entries:
         return None
-    return {"median": statistics.median(known), "min": min(known), "max": max(known), "values": known}
+    known = sorted(entry[metric] for entry in entries if entry.get(metric) is not None)
+    over = [entry["more_than_seconds"] for entry in entries if entry.get("more_than_seconds") is not None]
+    bounds = over if metric == "seconds" else []
+    values = known + bounds
+    return {
+        "median": statistics.median(values) if values else None,
+        "min": min(values, default=None),
+        "max": max(values, default=None),
+        "values": known,
+        "n": len(known),
+        "over_time": len(over),
+        "failed": sum("failed" in entry for entry in entries) - len(over),
+        # The greater one of the two in the middle, if there are two: limits are greater than what kept them.
+        "lower_bound": bool(bounds) and len(values) // 2 >= len(known),
+    }
 
 
-def summarize(migrations: list[dict]) -> dict[str, dict[str, dict]]:
-    """Return size (MiB, as text) -> method -> metric -> summary, and the ratios of medians to BASELINE.
+def ratio(one: dict | None, other: dict | None) -> dict[str, typing.Any] | None:
+    """Return the ratio of two medians: `value`, and `relation`, "=", ">=" or "<=", of the true one to it.
 
-    :param migrations: each with `size_mib`, `method` and what there is of METRICS, at the default rate
+    None if it cannot be told.
     """
-    return _summarize(migrations, "size_mib")
+    if not one or not other or one["median"] is None or not other["median"]:
+        return None
+    if one["lower_bound"] and other["lower_bound"]:
+        return None
+    relation = ">=" if one["lower_bound"] else "<=" if other["lower_bound"] else "="
+    return {"value": round(one["median"] / other["median"], 3), "relation": relation}
 
 
-def _summarize(migrations: list[dict], by: str) -> dict[str, dict[str, dict]]:
-    results: dict[str, dict[str, dict]] = {}
-    for value in sorted({entry[by] for entry in migrations}):
-        of_value = [entry for entry in migrations if entry[by] == value]
-        measured = {entry["method"] for entry in of_value}
-        results[str(value)] = methods = {
-            method: {
-                metric: summary(entry.get(metric) for entry in of_value if entry["method"] == method)
-                for metric in METRICS
-            }
-            for method in METHODS
-            if method in measured
+def of(records: typing.Iterable[dict], **wanted: object) -> list[dict]:
+    """Return the records that have these values."""
+    return [entry for entry in records if all(entry.get(key) == value for key, value in wanted.items())]
+
+
+def _values(records: list[dict], by: str) -> list:
+    return sorted({entry[by] for entry in records})
+
+
+def summarize(records: list[dict]) -> dict[str, dict[str, dict]]:
+    """Return size (MiB, as text) -> method -> METRICS and the ratio of each method's time and downtime to BASELINE's.
+
+    :param records: by_size
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for size in _values(records, "size_mib"):
+        cells = {method: of(records, size_mib=size, method=method) for method in METHODS}
+        found[str(size)] = methods = {
+            method: {metric: summary(entries, metric) for metric in METRICS}
+            for method, entries in cells.items()
+            if entries
         }
         baseline = methods.get(BASELINE, {})
         for result in methods.values():
-            result["ratio_to_" + BASELINE] = {metric: _ratio(result[metric], baseline.get(metric)) for metric in RATIOS}
-    return results
+            result["ratio_to_" + BASELINE] = {
+                metric: ratio(result[metric], baseline.get(metric)) for metric in ("seconds", "downtime_seconds")
+            }
+    return found
 
 
-def figures(migrations: list[dict], by_rate: list[dict]) -> dict[str, dict]:
-    """Return what was measured by the paper's figures: key -> title, unit, by and rows.
+def figures(records: Records) -> dict[str, dict]:
+    """Return what was measured by the paper's figures: key -> title, by and parts with title, unit and rows.
 
-    A row has what it is about, the summaries of each method, and `ratio`, the baseline's median by zero-copy's.
-    :param migrations: by size at the default rate; by_rate: of one size by rate
+    A row has what it is about, the summary of each method, and `ratio`, the baseline's median by zero-copy's.
     """
-    found = {"size_mib": _summarize(migrations, "size_mib"), "rate": _summarize(by_rate, "rate")}
-    achieved = {entry["rate"]: entry["achieved_rate"] for entry in by_rate}
-    result = {}
+    result: dict[str, dict] = {"fig6": throughput(records.get("throughput", []))}
     for key, figure in FIGURES.items():
-        rows = []
-        for value, methods in found[figure.by].items():
-            of_metric = {method: of_method[figure.metric] for method, of_method in methods.items()}
-            rows.append(
-                {
-                    figure.by: int(value),
-                    **({"achieved_rate": achieved[int(value)]} if figure.by == "rate" else {}),
-                    "methods": {method: entry for method, entry in of_metric.items() if entry},
-                    "ratio": _ratio(of_metric.get(BASELINE), of_metric.get(ZERO_COPY)),
-                }
-            )
-        if any(row["methods"] for row in rows):
-            result[key] = {"title": figure.title, "unit": figure.unit, "by": figure.by, "rows": rows}
+        of_kind = records.get(figure.kind, [])
+        parts = [
+            {"metric": part.metric, "title": part.title, "unit": part.unit, "rows": _rows(of_kind, figure.by, part)}
+            for part in figure.parts
+        ]
+        result[key] = {"title": figure.title, "by": figure.by, "parts": parts}
     return result
 
 
-def _ratio(one: dict | None, other: dict | None) -> float | None:
-    return round(one["median"] / other["median"], 3) if one and other and other["median"] else None
+def _rows(records: list[dict], by: str, part: Part) -> list[dict]:
+    rows = []
+    for value in _values(records, by):
+        of_value = of(records, **{by: value})
+        methods = {method: summary(of(of_value, method=method), part.metric) for method in METHODS}
+        row: dict[str, typing.Any] = {by: value}
+        if by == "rate":
+            row["achieved_rate"] = max((entry["achieved_rate"] for entry in of_value), default=0)
+        row["methods"] = {method: found for method, found in methods.items() if found}
+        row["ratio"] = ratio(methods[BASELINE], methods[ZERO_COPY])
+        rows.append(row)
+    return rows
 
 
-def table(results: dict[str, dict[str, dict]]) -> str:
-    """Return the results as a Markdown table: medians, least and greatest value in brackets."""
-    lines = [
-        f"| Guest | Method | Time (s) | to {BASELINE} | Downtime (s) | to {BASELINE} | Longest tick gap (s) "
-        "| Stream (MiB) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for size, methods in results.items():
-        for method, result in methods.items():
-            ratio = result["ratio_to_" + BASELINE]
-            cells = [
-                f"{size} MiB",
-                method,
-                _cell(result["seconds"]),
-                _times(ratio["seconds"]),
-                _cell(result["downtime_seconds"]),
-                _times(ratio["downtime_seconds"]),
-                _cell(result["longest_gap_seconds"]),
-                _cell(result["bytes"], scale=1 << 20),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def throughput(records: list[dict]) -> dict[str, typing.Any]:
+    """Return figure 6: the summary of each way, and the channel's ratios to the others."""
+    ways = {way: summary(of(records, way=way), "mib_per_s") for way in ("network", "channel", "memcpy")}
+    return {
+        "title": "Throughput between two guest dom0s",
+        "unit": "MiB/s",
+        "ways": {way: found for way, found in ways.items() if found},
+        "ratios": {f"channel / {way}": ratio(ways["channel"], ways[way]) for way in ("network", "memcpy")},
+    }
 
 
-def _cell(found: dict | None, scale: float = 1) -> str:
-    if not found:
-        return "-"
-    median, least, most = (found[key] / scale for key in ("median", "min", "max"))
-    return f"{median:.2f} ({least:.2f}-{most:.2f})"
+def document(records: Records, **about: object) -> dict[str, typing.Any]:
+    """Return results.json.
+
+    :param about: `command`, `complete`, `problems`, `planned` and `phases` of the run
+    """
+    from . import verdicts  # which needs this module
+
+    return {
+        **about,
+        "figures_to_meet": verdicts.judge(records),
+        "figures": figures(records),
+        "results": summarize(records["by_size"]),
+        "records": records,
+    }
 
 
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}x"
+def write(found: dict[str, typing.Any], directory: pathlib.Path) -> str:
+    """Write results.json, RESULTS.md and the plots of a document into a directory; return RESULTS.md's text."""
+    from . import page, plots  # matplotlib takes long to load
+
+    _replace(directory / "results.json", json.dumps(found, indent=2) + "\n")
+    drawn = plots.draw(found["figures"], directory / "plots")
+    text = page.page(found, [str(path.relative_to(directory)) for path in drawn])
+    _replace(directory / "RESULTS.md", text)
+    return text
 
 
-def figures_text(found: dict[str, dict]) -> str:
-    """Return the figures as Markdown: a table each, medians with the least and greatest value in brackets."""
-    parts = []
-    for key, figure in found.items():
-        methods = [method for method in METHODS if any(method in row["methods"] for row in figure["rows"])]
-        unit = {"size_mib": "MiB", "rate": "pages/s wanted (achieved)"}[figure["by"]]
-        lines = [
-            f"### {key}: {figure['title']} ({figure['unit']})",
-            "",
-            f"| {' | '.join([unit, *methods, BASELINE + ' / ' + ZERO_COPY])} |",
-            "|" + "---|" * (len(methods) + 2),
-        ]
-        for row in figure["rows"]:
-            cells = [_cell(row["methods"].get(method)) for method in methods]
-            about = f"{row['rate']} ({row['achieved_rate']})" if figure["by"] == "rate" else str(row[figure["by"]])
-            lines.append(f"| {' | '.join([about, *cells, _times(row['ratio'])])} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Write a file so that there is always a whole one, the old or the new."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
 
 
-def throughput_text(found: dict[str, float]) -> str:
-    """Return the throughputs as Markdown; `found` in MiB/s."""
-    lines = ["### fig6: Throughput between two guest dom0s (MiB/s)", "", "| Way | MiB/s | to memcpy |", "|---|---|---|"]
-    lines += [f"| {way} | {value:.2f} | {value / found['memcpy']:.3f}x |" for way, value in found.items()]
-    return "\n".join(lines)
+def main(argv: list[str] | None = None) -> int:
+    """Make everything anew from the records in results.json."""
+    parser = argparse.ArgumentParser(prog="results", description=__doc__)
+    parser.add_argument("directory", type=pathlib.Path, nargs="?", default=pathlib.Path(__file__).resolve().parent)
+    directory = parser.parse_args(argv).directory
+    try:
+        old = json.loads((directory / "results.json").read_text())
+        about = {key: old[key] for key in ("command", "complete", "problems", "planned", "phases")}
+        records = {kind: old["records"][kind] for kind in KINDS}
+    except (OSError, ValueError, KeyError) as exc:
+        print(f"results: {directory / 'results.json'} cannot be used: {exc!r}", file=sys.stderr)
+        return 1
+    print(write(document(records, **about), directory))
+    return 0
 
 
-def web_text(found: list[dict]) -> str:
-    """Return what a guest answered while it migrated as Markdown; nothing if that was not measured."""
-    if not found:
-        return ""
-    lines = ["### fig16: Answers over HTTP per second", "", "| Method | before | during | after |", "|---|---|---|---|"]
-    lines += [f"| {row['method']} | {row['before']:.1f} | {row['during']:.1f} | {row['after']:.1f} |" for row in found]
-    return "\n".join(lines)
-
-
-def page(command: str, results: dict[str, dict[str, dict]], phases: str, *more: str) -> str:
-    """Return RESULTS.md; `more` are further sections."""
-    return f"""# Migration, measured in the lab
-
-Written by `{command}`; a change is lost. The values are in `results.json`.
-
-The lab emulates every CPU, so its times mean nothing but their ratios. Each guest has one vCPU, no disk, and a program
-that rewrites its memory at the default rate; the other guests are paused. Values are medians, the least and the
-greatest in brackets. Downtime is what the source's guest dom0 saw, the tick gap what the guest saw. The size of
-the stream is known for suspend only. In the first table a ratio is a method's time by the baseline's, in the figures,
-which are numbered as in the paper, it is the baseline's by zero-copy's. In figures 10, 11 and 16 it is another guest,
-which rewrites a quarter of its memory at the rate that is told (16: not at all). CPU time includes that of Ansible's
-module in the guest dom0 and of the meters, with each method.
-
-{table(results)}
-
-{chr(10).join(section + chr(10) for section in more)}
-The phases of the run:
-
-```
-{phases}
-```
-"""
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ import pathlib
 import re
 
 from . import paths
-from .errors import LabError
+from .errors import CommandFailed, LabError, ModuleFailed
 from .shell import run
 
 
@@ -50,12 +50,19 @@ def playbook(path: pathlib.Path, *arguments: str, timeout: float, log: pathlib.P
 def module(host: str, name: str, arguments: dict, timeout: float = 300) -> dict:
     """Run a module on a host of the inventory and return its result.
 
-    :raises LabError: it failed or took longer than `timeout` seconds
+    :raises ModuleFailed: it failed, and said why
+    :raises LabError: it could not be run, or took longer than `timeout` seconds
     """
     argv = ["ansible", "-i", paths.INVENTORY, host, "-m", name]
     if arguments:  # an empty object is taken for text
         argv += ["-a", json.dumps(arguments)]
-    return parse_result(run(argv, timeout=timeout, cwd=paths.REPOSITORY, env={**environment(), **_PLAIN}))
+    try:
+        output = run(argv, timeout=timeout, cwd=paths.REPOSITORY, env={**environment(), **_PLAIN})
+    except CommandFailed as exc:
+        if not _RESULT.search(exc.output):
+            raise
+        raise ModuleFailed(parse_result(exc.output)) from exc
+    return parse_result(output)
 
 
 def parse_result(output: str) -> dict:

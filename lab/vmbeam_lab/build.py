@@ -159,6 +159,11 @@ def _packages() -> pathlib.Path:
 _GUESTS = paths.LAB / "guests"
 
 
+def guest_boot() -> pathlib.Path:
+    """Return the directory with what every guest boots, as `build boot` of lab/guests/README.md makes it."""
+    return _guest_boot(images.base())
+
+
 def _guest_boot(base: pathlib.Path) -> pathlib.Path:
     """Return the directory with the kernel and the initramfs that all guests boot."""
 

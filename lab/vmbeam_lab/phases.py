@@ -51,9 +51,12 @@ def rows() -> list[dict]:
     return [json.loads(line) for line in _FILE.read_text().splitlines()] if _FILE.exists() else []
 
 
-def table() -> str:
-    """Return the recorded phases as text, the time from first to last at the end: some run side by side."""
-    recorded = rows()
+def table(recorded: list[dict] | None = None) -> str:
+    """Return phases as text, the time from first to last at the end: some run side by side.
+
+    :param recorded: as rows() returns them; by default what that returns
+    """
+    recorded = rows() if recorded is None else recorded
     if not recorded:
         return "no phases recorded"
     width = max(len(row["phase"]) for row in recorded)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import typing
 
-from .errors import LabError
+from .errors import CommandFailed, LabError
 
 
 def tail(path: pathlib.Path, lines: int = 40) -> str:
@@ -53,7 +53,8 @@ def run(
     The command gets its own process group, which is ended as a whole when
     `timeout` (seconds) is over.
 
-    :raises LabError: it could not be started, failed, or took too long
+    :raises CommandFailed: it failed
+    :raises LabError: it could not be started, or took too long
     """
     words = [str(word) for word in argv]
     sink: typing.Any = subprocess.PIPE
@@ -90,5 +91,5 @@ def run(
     text = output.decode(errors="replace") if output else ""
     if process.returncode:
         shown = tail(kept) if kept else "\n".join(text.splitlines()[-40:])
-        raise LabError(f"{' '.join(words)}: exit status {process.returncode}\n{shown}")
+        raise CommandFailed(f"{' '.join(words)}: exit status {process.returncode}\n{shown}", text)
     return text
