@@ -16,6 +16,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "lab"))
 
 from vmbeam_lab import ansible, build, cli, guests, paths, topology, wait  # noqa: E402
+from vmbeam_lab.complaints import Complaints  # noqa: E402
 from vmbeam_lab.machine import Emulated, guest_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
@@ -51,6 +52,7 @@ class Lab:
     def __init__(self, emulated: Emulated) -> None:
         self.emulated = emulated
         self.machine = emulated.machine
+        self.complaints = Complaints(emulated)
 
     def restore(self) -> None:
         """Return to the saved state, in a fresh QEMU."""
@@ -162,3 +164,12 @@ def lab(booted: Lab) -> Lab:
     """The lab in its saved state: slot a runs every guest, slot b is free."""
     booted.restore()
     return booted
+
+
+@pytest.fixture(autouse=True)
+def quiet_hypervisors(request: pytest.FixtureRequest) -> typing.Iterator[None]:
+    """Fail a test after which a hypervisor has a complaint that it did not have before."""
+    lab = request.getfixturevalue("booted" if "booted" in request.fixturenames else "machine")
+    yield
+    found = lab.complaints.new()
+    assert not found, "\n".join(found)
