@@ -16,7 +16,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what the lab and the tests need on this computer
@@ -51,6 +51,10 @@ test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
 test-rejuvenation: ## All tests that move guests, the long ones too
 	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py
 
+.PHONY: test-zero-copy-debug
+test-zero-copy-debug: ## Misuse of the interface and zero-copy to and fro, on hypervisors with assertions
+	VMBEAM_XEN_FLAVOUR=debug pytest tests/lab/test_hostile.py tests/lab/test_zero_copy.py
+
 .PHONY: bench
 bench: ## Measure migration in the lab, ours and Xen's own (ARGS=--help: what, how often, for how long)
 	python -m benchmarks.migration $(ARGS)
@@ -60,8 +64,8 @@ bench-report: ## Make the benchmark's page and plots anew from its results.json 
 	python -m benchmarks.results $(ARGS)
 
 .PHONY: packages
-packages: ## Build the patched Xen as Debian packages
-	packaging/build
+packages: ## Build the patched Xen as Debian packages (ARGS=--debug: with assertions)
+	packaging/build $(ARGS)
 
 .PHONY: xen-tree
 xen-tree: ## Re-create the patched Xen source tree (XEN=4.17), fail on fuzz

@@ -67,15 +67,31 @@ concerns_tools() {
     grep -qE -f <(grep -v '^#' "$packaging_dir/tools-inputs") <<<"$touched"
 }
 
-# key PART: names everything that the packages of PART (hypervisor or tools)
-# are made from.
+# version_suffix PART: what its packages' version has after Debian's.
+version_suffix() {
+  case $1 in
+    *-debug) printf '%s\n' "$VERSION_SUFFIX$DEBUG_VERSION_SUFFIX" ;;
+    *) printf '%s\n' "$VERSION_SUFFIX" ;;
+  esac
+}
+
+# debug_patch PART: what PART changes in Debian's packaging besides debian.patch.
+debug_patch() {
+  case $1 in
+    *-debug) cat "$packaging_dir/debug.patch" ;;
+  esac
+}
+
+# key PART: names everything that the packages of PART (hypervisor,
+# hypervisor-debug or tools) are made from.
 key() {
   local patch
   {
-    printf '%s\n' "$1" "$XEN_DSC_SHA256" "$VERSION_SUFFIX" "$SUITE" "${BUILD_DEPENDS[@]}"
+    printf '%s\n' "$1" "$XEN_DSC_SHA256" "$(version_suffix "$1")" "$SUITE" "${BUILD_DEPENDS[@]}"
     cat "$packaging_dir"/debian/* "$packaging_dir/build-in-chroot"
+    debug_patch "$1"
     while read -r patch; do
-      if [ "$1" = hypervisor ] || concerns_tools "$patches_dir/$patch"; then
+      if [ "$1" != tools ] || concerns_tools "$patches_dir/$patch"; then
         printf '%s\n' "$patch"
         cat "$patches_dir/$patch"
       fi
@@ -162,13 +178,14 @@ in_chroot() {
   return "$status"
 }
 
-# stage WORK: the inputs of build-in-chroot.
+# stage WORK PART: the inputs of build-in-chroot.
 stage() {
-  local work=$1 dir patch
+  local work=$1 part=$2 dir patch
   dir=$(source_dir)
   mkdir -p "$work/source" "$work/patches"
   cp "$dir"/* "$work/source/"
   cp -r "$packaging_dir/debian" "$packaging_dir/build-in-chroot" "$work/"
+  debug_patch "$part" >>"$work/debian/debian.patch"
   : >"$work/patches/series"
   while read -r patch; do
     mkdir -p "$(dirname "$work/patches/$patch")"

@@ -13,6 +13,7 @@ import sys
 import typing
 
 from . import cache, emulator, images, paths
+from .errors import LabError
 from .inventory import disk_ids
 from .phases import phase
 from .shell import run
@@ -147,13 +148,20 @@ def _system(sources: _Sources, topology: Topology, machine: Machine) -> pathlib.
         )
 
 
+#: Which hypervisors the lab runs (VMBEAM_XEN_FLAVOUR) -> options of packaging/build.
+_FLAVOURS: dict[str, list[str]] = {"release": [], "debug": ["--debug"]}
+
+
 def _packages() -> pathlib.Path:
     """Return the directory with the patched Xen's apt repository (VMBEAM_XEN_REPO: one built before)."""
     given = os.environ.get("VMBEAM_XEN_REPO")
     if given:
         return pathlib.Path(given)
-    log = paths.STATE / "packages.log"
-    return pathlib.Path(run([paths.REPOSITORY / "packaging" / "build"], timeout=3600, errors=log).splitlines()[-1])
+    flavour = os.environ.get("VMBEAM_XEN_FLAVOUR") or "release"
+    if flavour not in _FLAVOURS:
+        raise LabError(f"VMBEAM_XEN_FLAVOUR is {flavour!r}: not one of {', '.join(_FLAVOURS)}")
+    argv = [paths.REPOSITORY / "packaging" / "build", *_FLAVOURS[flavour]]
+    return pathlib.Path(run(argv, timeout=3600, errors=paths.STATE / "packages.log").splitlines()[-1])
 
 
 _GUESTS = paths.LAB / "guests"

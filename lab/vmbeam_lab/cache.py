@@ -63,7 +63,11 @@ def _locked(path: pathlib.Path, wait: bool = True) -> typing.Iterator[bool]:
 def lookup(kind: str, key: str) -> pathlib.Path | None:
     """Return the finished entry `kind`/`key`, or None."""
     entry = root() / kind / key
-    return entry if (entry / _DONE).exists() else None
+    if not (entry / _DONE).exists():
+        return None
+    # Used, so not what `_prune` removes next.
+    (entry / _DONE).touch()
+    return entry
 
 
 def once(kind: str, key: str, build: typing.Callable[[pathlib.Path], None]) -> pathlib.Path:

@@ -20,6 +20,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "lab"))
 
 from vmbeam_lab import ansible, build, cli, guests, inventory, paths, topology, wait  # noqa: E402
+from vmbeam_lab.complaints import Complaints  # noqa: E402
 from vmbeam_lab.machine import Emulated, guest_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
@@ -75,6 +76,7 @@ class Lab:
     def __init__(self, emulated: Emulated) -> None:
         self.emulated = emulated
         self.machine = emulated.machine
+        self.complaints = Complaints(emulated)
 
     def restore(self, state: str = STATE) -> None:
         """Return to a saved state, in a fresh QEMU."""
@@ -312,3 +314,12 @@ def pair(booted) -> Pair:
             booted.guest_dom0("b", f"udevadm wait --timeout=120 /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{disk}")
     booted.emulated.save(PAIR_STATE)
     return pair
+
+
+@pytest.fixture(autouse=True)
+def quiet_hypervisors(request: pytest.FixtureRequest) -> typing.Iterator[None]:
+    """Fail a test after which a hypervisor has a complaint that it did not have before."""
+    lab = request.getfixturevalue("booted" if "booted" in request.fixturenames else "machine")
+    yield
+    found = lab.complaints.new()
+    assert not found, "\n".join(found)

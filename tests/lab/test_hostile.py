@@ -129,7 +129,7 @@ def destroy(lab, *names: str) -> None:
 
 
 def assert_untouched(lab, free_before: int) -> None:
-    """Nothing is left of the host VMs, neither domains nor memory, and the hypervisor has not complained."""
+    """Nothing is left of the host VMs, neither domains nor memory."""
     wait.until(
         lambda: not lab.domains() and free_memory_mb(lab) == free_before,
         timeout=60,
@@ -137,8 +137,6 @@ def assert_untouched(lab, free_before: int) -> None:
             f"{free_before} MiB were free before, now {free_memory_mb(lab)}; domains: {lab.domains()}"
         ),
     )
-    messages = lab.host("xl", "dmesg")
-    assert not re.search(r"Assertion|\bBUG\b|Xen WARN|Xen call trace|domain_crash|crashed", messages), messages[-4000:]
 
 
 def test_misuse_is_refused_and_leaks_nothing(hostile):
