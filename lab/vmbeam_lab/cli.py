@@ -157,7 +157,7 @@ class Lab:
             emulated.execute("cont")
 
     def _load(self, emulated: Emulated, entry: pathlib.Path) -> None:
-        emulated.directory.mkdir(parents=True, exist_ok=True)
+        emulated.take_images(self.artefacts.disks[emulated.machine.name])
         for name in ("system", "data"):
             run(
                 [

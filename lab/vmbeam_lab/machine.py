@@ -90,14 +90,28 @@ class Emulated:
             return None
         return pid if str(self.qmp).encode() in command else None
 
+    def take_images(self, images: dict[str, pathlib.Path]) -> None:
+        """Make `images` ({"system": raw, "data": raw}) what the overlays of the same names lie over.
+
+        By links, so that they last as long as the machine, whatever the cache removes meanwhile.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for name, image in images.items():
+            link = self.directory / f"{name}.raw"
+            link.unlink(missing_ok=True)
+            try:
+                link.hardlink_to(image)
+            except OSError:  # another file system
+                link.symlink_to(image)
+
     def create_disks(self, images: dict[str, pathlib.Path]) -> None:
         """Lay fresh overlays over `images` ({"system": raw, "data": raw})."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for name, backing in images.items():
+        self.take_images(images)
+        for name in images:
             overlay = self.directory / f"{name}.qcow2"
             overlay.unlink(missing_ok=True)
             run(
-                [self.qemu / "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", backing, overlay],
+                [self.qemu / "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", f"{name}.raw", overlay],
                 timeout=60,
             )
 
