@@ -49,11 +49,11 @@ test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
 
 .PHONY: test-rejuvenation
 test-rejuvenation: ## All tests that move guests, the long ones too
-	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py
+	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_interference.py
 
 .PHONY: test-zero-copy-debug
 test-zero-copy-debug: ## Misuse of the interface and zero-copy to and fro, on hypervisors with assertions
-	VMBEAM_XEN_FLAVOUR=debug pytest tests/lab/test_hostile.py tests/lab/test_zero_copy.py
+	VMBEAM_XEN_FLAVOUR=debug pytest tests/lab/test_hostile.py tests/lab/test_zero_copy.py tests/lab/test_interference.py
 
 .PHONY: bench
 bench: ## Measure migration in the lab, ours and Xen's own (ARGS=--help: what, how often, for how long)
