@@ -39,6 +39,7 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     ProtocolError,
     Reader,
     Writer,
+    checksum,
     geometry,
     greet,
     greeted,
@@ -97,7 +98,7 @@ COMMANDS = {
     "receive": Command(_receive, to=1, service=True),
     "list": Command(lambda _request: ["xl", "list", "-v"], takes_input=False),
     # To measure the channel.
-    "discard": Command(lambda _request: ["dd", "of=/dev/null", "bs=256K", "status=none"]),
+    "discard": Command(lambda _request: ["dd", "of=/dev/null", "bs=1M", "status=none"]),
 }
 
 
@@ -427,6 +428,10 @@ def serve() -> None:
     async def main() -> None:
         await Daemon().serve()
 
+    try:
+        checksum()
+    except OSError as exc:
+        sys.exit(f"{exc}. Install libxxhash0.")
     try:
         require_capable()
     except Unsupported as exc:

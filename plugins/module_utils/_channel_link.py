@@ -13,6 +13,7 @@ the others up, and memory is bounded.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import struct
@@ -30,15 +31,21 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     Writer,
 )
 
-#: Bytes of a stream that the receiver keeps when whom they are for does not take them.
-WINDOW = 4 * LIMIT
-STREAMS = 64
+#: Bytes of a stream that the receiver keeps when whom they are for does not take them: more than is in a ring, so that
+#: a stream that is taken never waits for credit.
+WINDOW = 1 << 22
+#: Of a channel; with WINDOW they bound what a daemon keeps, to 128 MiB.
+STREAMS = 32
 #: Bytes of a request, an outcome or a credit.
 CONTROL_LIMIT = 4096
 #: Frames that wait for room; the other side does not take what it is sent if there are more.
 WAITING = 16 * STREAMS
+#: Bytes of room in the ring that it takes to read from a descriptor: small frames cost as much as large ones.
+GRAIN = LIMIT // 8
+#: What a pipe is made to hold: the most that Linux lets anyone ask for.
+PIPE = 1 << 20
 #: Frames to take before others in this process have their turn.
-TURNS = 32
+TURNS = 8
 #: Seconds without a sign of life until the other side is asked for one, and until it is given up.
 QUIET, DEAD = 20.0, 60.0
 _CREDIT = struct.Struct("<I")
@@ -58,6 +65,13 @@ class Kind(IntEnum):
     PONG = 9
 
 
+def _widen(fd: int) -> None:
+    """Lets a pipe hold more, so that its two ends take turns less often."""
+    # It is none, or this user's pipes hold too much already.
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE)
+
+
 class _Sink:
     """Writes to a descriptor as it takes it."""
 
@@ -66,7 +80,7 @@ class _Sink:
         self._fd = fd
         self._taken = taken
         self._broken = broken
-        self._left: deque[bytes] = deque()
+        self._left: deque[memoryview] = deque()
         self._ending: Callable[[], None] | None = None
         self._waiting = False
         self.open = True
@@ -90,7 +104,7 @@ class _Sink:
         if done:
             self._taken(done)
         if done < size:
-            self._left.append(b"".join(pieces)[done:])
+            self._left.append(memoryview(b"".join(_without(done, pieces))))
             self._wait()
 
     def end(self, then: Callable[[], None]) -> None:
@@ -139,6 +153,14 @@ class _Sink:
             self._end()
 
 
+def _without(done: int, pieces: tuple[memoryview, ...]) -> list[memoryview]:
+    left = []
+    for piece in pieces:
+        left.append(piece[done:])
+        done = max(0, done - len(piece))
+    return left
+
+
 class Stream:
     """One command, on either side.
 
@@ -168,6 +190,9 @@ class Stream:
         limit: bytes to receive at most.
         """
         self._limit = limit
+        for fds in (sources, sinks):
+            if Kind.DATA in fds:
+                _widen(fds[Kind.DATA])
         for kind, fd in sinks.items():
             self._sinks[kind] = _Sink(fd, self._taken, self._broken)
         for kind, fd in sources.items():
@@ -260,12 +285,15 @@ class Stream:
             length = 0
         self._credit -= length
         if not length:
-            asyncio.get_running_loop().remove_reader(fd)
-            del self._sources[kind]
-            os.close(fd)
-            if kind == Kind.DATA:
-                self._link.post(Kind.END, self.number)
-            self._finish()
+            self._ended(kind, fd)
+
+    def _ended(self, kind: int, fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+        del self._sources[kind]
+        os.close(fd)
+        if kind == Kind.DATA:
+            self._link.post(Kind.END, self.number)
+        self._finish()
 
     def _finish(self) -> None:
         if self._exit is not None and not self._sources and self._done:
@@ -332,7 +360,6 @@ class Link:
         self._next = side
         self._outbox: deque[tuple[int, int, bytes]] = deque()
         self._credits: dict[int, int] = {}
-        self._kick: asyncio.Handle | None = None
         self._heard = asyncio.get_running_loop().time()
         self._pulse: asyncio.TimerHandle | None = None
         self.dead: str | None = None
@@ -355,36 +382,35 @@ class Link:
         return stream
 
     def wake(self) -> bool:
-        """Takes some of what has arrived; returns whether there was anything: then call it again, later."""
-        busy = False
+        """Takes some of what has arrived; returns whether there may be more: then call it again, later.
+
+        If not, the other side will notify of what comes next.
+        """
+        taken = more = False
         try:
             for _turn in range(TURNS):
-                if self.dead or not (frame := self._reader.next()):
+                if self.dead or not (frame := self._reader.next() or (self._reader.ask() and self._reader.next())):
                     break
-                busy = True
                 self._handle(frame)
                 self._reader.release()
-            if busy:
-                self._heard = asyncio.get_running_loop().time()
-            if not self.dead:
-                self._flush()
-                if self.room():
-                    for stream in list(self._streams.values()):
-                        stream.resume()
+                self._tell()
+                taken = True
+            else:
+                more = True
+            self._flush()
         except (ProtocolError, ValueError, TypeError) as exc:
             self.fail(f"protocol error: {exc}")
-        if busy:
-            self._touch()
-        return busy
+        if taken:
+            self._heard = asyncio.get_running_loop().time()
+        return more
 
     def fail(self, reason: str) -> None:
         """The channel is gone: so are its streams."""
         if self.dead:
             return
         self.dead = reason
-        for timer in (self._kick, self._pulse):
-            if timer:
-                timer.cancel()
+        if self._pulse:
+            self._pulse.cancel()
         for stream in list(self._streams.values()):
             stream.fail(reason)
         self._failed(reason)
@@ -396,7 +422,10 @@ class Link:
         if self.dead or self._outbox:
             return 0
         try:
-            return max(0, self._writer.room())
+            room = self._writer.room()
+            if room < GRAIN:
+                room = self._writer.room() if self._writer.ask(GRAIN) else 0
+            return room
         except ProtocolError as exc:
             asyncio.get_running_loop().call_soon(self.fail, f"protocol error: {exc}")
             return 0
@@ -407,7 +436,7 @@ class Link:
         if length:
             self._writer.publish(kind, number, length)
             self.bytes["sent"] += length
-            self._touch()
+            self._tell()
         return length
 
     def post(self, kind: int, number: int, payload: bytes = b"") -> None:
@@ -427,7 +456,7 @@ class Link:
             return
         due = self._credits.get(stream.number, 0) + size
         self._credits[stream.number] = due
-        if due >= WINDOW // 4:
+        if due >= WINDOW // 2:
             del self._credits[stream.number]
             self.post(Kind.CREDIT, stream.number, _CREDIT.pack(due))
 
@@ -471,23 +500,26 @@ class Link:
         if self.dead:
             return
         try:
-            while self._outbox and self._writer.room() >= len(self._outbox[0][2]):
+            while self._outbox:
+                length = len(self._outbox[0][2])
+                if self._writer.room() < length and not self._writer.ask(length):
+                    return
                 self._writer.send(*self._outbox.popleft())
-                self._touch()
+                self._tell()
+            if self.room():
+                for stream in list(self._streams.values()):
+                    stream.resume()
         except ProtocolError as exc:
             self.fail(f"protocol error: {exc}")
 
-    def _touch(self) -> None:
-        """Notifies once for all that happens in this turn of the loop."""
-        if not self._kick and not self.dead:
-            self._kick = asyncio.get_running_loop().call_soon(self._kicked)
-
-    def _kicked(self) -> None:
-        self._kick = None
+    def _tell(self) -> None:
+        """Notifies the other side at once if it waits for what has just changed: so the two work side by side."""
+        if self.dead or not (self._writer.due() | self._reader.due()):
+            return
         try:
             self._notify()
         except OSError as exc:
-            self.fail(f"the other side cannot be notified: {exc}")
+            asyncio.get_running_loop().call_soon(self.fail, f"the other side cannot be notified: {exc}")
 
     def _watch(self) -> None:
         """Looks after the other side, as long as there are streams."""
