@@ -172,7 +172,7 @@ def test_a_host_vm_dies_in_the_middle(hostile, first):
     (other,) = set(PAIR) - {first}
     destroy(hostile, first)
     end = await_lines(hostile, r"HOSTILE DONE .*", other, timeout=SECONDS + 120)
-    print(end)
+    print(end[0])
     assert "HOSTILE FAIL" not in log_of(hostile, other), log_of(hostile, other)
     destroy(hostile, other, "hostile-c")
     assert_untouched(hostile, free)

@@ -76,6 +76,7 @@ struct privcmd_hypercall {
 #define PAGE      4096UL
 #define HUGE      (2UL << 20)
 #define LENT      8 /* huge pages to pass around */
+#define ORDERLY_SECONDS 0.2 /* to go through with a session */
 #define KEPT      1 /* huge pages that are never offered nor accepted into */
 #define PER_HUGE  (HUGE / PAGE)
 
@@ -494,22 +495,40 @@ static void pass_around(uint32_t session, bool is_channel)
         done_extents += list[i].status == DONE;
 }
 
-/* Accepts whatever is on offer, as a well-behaved destination does. */
-static void accept_all(uint32_t session)
+/* Offers, or accepts, all that there is to pass around, as a well-behaved host VM does. */
+static void pass_all(uint32_t op, uint32_t session)
 {
     static struct extent small[PER_HUGE];
 
     for (unsigned int i = 0; i < LENT; i++) {
-        if (one(ACCEPT, session, i * PER_HUGE, pool_gfn[i], 9) == DONE) {
+        uint64_t gfn = role == SOURCE ? lent_gfn(i * PER_HUGE) : pool_gfn[i];
+
+        if (one(op, session, i * PER_HUGE, gfn, 9) == DONE) {
             done_extents++;
             continue;
         }
         for (unsigned int k = 0; k < PER_HUGE; k++)
-            small[k] = (struct extent){.tag = i * PER_HUGE + k, .gfn = pool_gfn[i] + k, .status = UNSEEN};
-        extents(ACCEPT, session, rnd(2) ? F_COPY : 0, small, PER_HUGE);
+            small[k] = (struct extent){.tag = i * PER_HUGE + k, .gfn = gfn + k, .status = UNSEEN};
+        extents(op, session, op == ACCEPT && rnd(2) ? F_COPY : 0, small, PER_HUGE);
         for (unsigned int k = 0; k < PER_HUGE; k++)
             done_extents += small[k].status == DONE;
     }
+}
+
+/* Goes through with a new session first: at random hardly any gets to its end before one of the two aborts it. */
+static void behave(uint32_t session)
+{
+    double end = now() + ORDERLY_SECONDS;
+    struct info info;
+
+    if (role == SOURCE)
+        pass_all(OFFER, session);
+    do {
+        if (role == DESTINATION)
+            pass_all(ACCEPT, session);
+        else if (simple(COMMIT, session, 0) != -ENODATA)
+            break;
+    } while (now() < end && !query(session, 0, &info) && info.state == OPEN);
 }
 
 static void act(const struct info *info)
@@ -522,7 +541,7 @@ static void act(const struct info *info)
     else if (dice < 80 && role == SOURCE)
         simple(COMMIT, session, rnd(2) ? F_COPY_BUSY : 0);
     else if (dice < 80 && !is_channel)
-        accept_all(session);
+        pass_all(ACCEPT, session);
     else if (dice < 83)
         simple(REVERT, session, 0);
     else if (dice < 84)
@@ -538,6 +557,7 @@ static void act(const struct info *info)
 static void at_random(void)
 {
     double end = now() + seconds;
+    uint32_t latest = 0;
     bool used = true;
 
     random_state = (uint64_t)seed * 0x9e3779b97f4a7c15UL + role;
@@ -552,6 +572,11 @@ static void at_random(void)
             if ((info.flags & (role == SOURCE ? INFO_SRC_CLOSED : INFO_DST_CLOSED)) && rnd(50))
                 continue;
             ends[info.state <= ABORTED ? info.state : 0]++;
+            if (session > latest) {
+                latest = session;
+                if (!(info.flags & INFO_CHANNEL))
+                    behave(session);
+            }
             /* What is finished makes room for something new. */
             if (info.state == COMMITTED || info.state == ABORTED)
                 simple(rnd(3) ? CLOSE : role == DESTINATION ? REVERT : ABORT, session, 0);
