@@ -165,33 +165,15 @@ class Benchmark:
         if left:
             raise LabError(f"in the way of the next guest: {'; '.join(left)}")
 
-    def _request_rate(self, rate: int) -> None:
-        guests.await_status(
-            self.port,
-            lambda status: status["memory"]["rate"] == rate,
-            timeout=GUEST_TIMEOUT,
-            what=f"rate of {rate} pages/s",
-            control=("memory-rate", str(rate)),
-        )
-
     def set_rate(self, rate: int) -> int:
         """Have the guest rewrite so many pages a second; return how many it manages to, over two rounds or more."""
-        self._request_rate(rate)
+        guests.set_rate(self.port, rate, GUEST_TIMEOUT)
         if not rate:
             return 0
         before = guests.await_status(self.port, timeout=GUEST_TIMEOUT)
-        after = self._await_rounds(before, "two rounds at the new rate")
+        after = guests.await_rounds(self.port, before, GUEST_TIMEOUT, "two rounds at the new rate")
         pages, seconds = (after["memory"][key] - before["memory"][key] for key in ("verified", "updated"))
         return round(pages / seconds)
-
-    def _await_rounds(self, before: dict, what: str) -> dict:
-        """Return a status after each page has been verified since the status `before`."""
-        return guests.await_status(
-            self.port,
-            lambda status: status["memory"]["round"] >= before["memory"]["round"] + 2,
-            timeout=GUEST_TIMEOUT,
-            what=what,
-        )
 
     def check_memory(self) -> None:
         """Wait until each of the guest's pages was verified after its last migration; raises LabError."""
@@ -199,8 +181,8 @@ class Benchmark:
         # What rewrites nothing verifies nothing.
         least = before["memory"]["pages"] // CHECK_SECONDS
         if before["memory"]["rate"] < least:
-            self._request_rate(least)
-        self._raise_trouble(before, self._await_rounds(before, "full check of memory"))
+            guests.set_rate(self.port, least, GUEST_TIMEOUT)
+        self._raise_trouble(before, guests.await_rounds(self.port, before, GUEST_TIMEOUT))
 
     def _raise_trouble(self, before: dict, after: dict) -> None:
         problem = guests.trouble(before, after)

@@ -54,6 +54,27 @@ def await_start(port: int, timeout: float) -> dict:
     return await_status(port, lambda status: bool(status["memory"] and status["ticks"]), timeout=timeout)
 
 
+def set_rate(port: int, rate: int, timeout: float) -> None:
+    """Have the guest's memory writer rewrite so many pages a second."""
+    await_status(
+        port,
+        lambda status: status["memory"]["rate"] == rate,
+        timeout=timeout,
+        what=f"rate of {rate} pages/s",
+        control=("memory-rate", str(rate)),
+    )
+
+
+def await_rounds(port: int, before: dict, timeout: float, what: str = "full check of memory") -> dict:
+    """Return a status after the memory writer has verified each of its pages since the status `before`."""
+    return await_status(
+        port,
+        lambda status: status["memory"]["round"] >= before["memory"]["round"] + 2,
+        timeout=timeout,
+        what=what,
+    )
+
+
 def reset_ticks(port: int, word: str, timeout: float = 120) -> dict:
     """Begin a new measurement of the guest's pauses, named by a `word` not used before; return its status."""
     return await_status(

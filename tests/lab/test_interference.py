@@ -19,7 +19,7 @@ OTHER = "app1"  #: HVM with two CPUs on the one of its host VM
 SUSPENDED = "guest has suspended"
 #: The guest is the destination's now, which does not know it yet.
 HANDED_OVER = "Giving target permission to start"
-#: Pages per second that a guest's writer can be told to rewrite: more than it manages to.
+#: Pages per second that a guest's writer is told to rewrite.
 HIGHEST_RATE = 10000
 
 
@@ -28,24 +28,6 @@ def fresh(pair):
     """The pair in its saved state: slot a runs every guest."""
     pair.restore()
     return pair
-
-
-def set_rate(port: int, rate: int) -> None:
-    guests.await_status(
-        port,
-        lambda status: status["memory"]["rate"] == rate,
-        timeout=120,
-        what=f"rate of {rate} pages/s",
-        control=("memory-rate", str(rate)),
-    )
-
-
-def await_whole_round(port: int) -> None:
-    """Wait until the guest has verified each page that its writer has."""
-    before = guests.await_status(port, timeout=120)
-    guests.await_status(
-        port, lambda status: status["memory"]["round"] >= before["memory"]["round"] + 2, timeout=600, what="full check"
-    )
 
 
 def outcome(migration: concurrent.futures.Future) -> str:
@@ -61,12 +43,12 @@ def outcome(migration: concurrent.futures.Future) -> str:
 def test_memory_that_is_rewritten_all_the_time_stays_whole(pair):
     """1: as fast as the guest can, with two CPUs on one of the host VM's."""
     port = pair.lab.machine.guests[OTHER].http_port
-    set_rate(port, HIGHEST_RATE)
+    guests.set_rate(port, HIGHEST_RATE, timeout=120)
     before = pair.lab.status(OTHER)
     for source, destination in (("a", "b"), ("b", "a")) * 2:
         pair.move(source, destination, OTHER)
         assert pair.running_in(OTHER) == [destination]
-    await_whole_round(port)
+    guests.await_rounds(port, pair.lab.status(OTHER), timeout=600)
     assert not guests.lost(before, pair.lab.status(OTHER))
 
 
