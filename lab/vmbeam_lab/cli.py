@@ -92,7 +92,7 @@ class Lab:
         print(json.dumps({name: {k: str(v) for k, v in d.items()} for name, d in self.artefacts.disks.items()}))
 
     def up(self) -> None:
-        """Boot the machines, with a host VM in slot a and its guests; from a snapshot if there is one."""
+        """Boot the machines, with a host VM in slot a and its guests; from a snapshot of all that if there is one."""
         machines = self.emulated()
         self._write_inventory()
         key = cache.digest(
@@ -101,7 +101,7 @@ class Lab:
             paths.REPOSITORY / "roles" / "host_vm",
             repr(self.machines),
         )
-        saved = None if self.options.cold else cache.lookup("booted", key)
+        saved = None if self.options.cold or self.options.hosts_only else cache.lookup("booted", key)
         for emulated in machines:
             emulated.remove()
         if saved:
