@@ -6,12 +6,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from ansible_collections.vmbeam.xen.plugins.module_utils import _aging_metrics, _aging_sampler
 from ansible_collections.vmbeam.xen.plugins.module_utils._aging import KINDS, LAST_DOMID, Dom0, observe
 from ansible_collections.vmbeam.xen.plugins.module_utils._aging_history import History, Sample, thin
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
@@ -23,6 +31,9 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._proc import Proc
 from ansible_collections.vmbeam.xen.plugins.module_utils._process import Result
 from ansible_collections.vmbeam.xen.plugins.module_utils._xenstore import Usage, Xenstore
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
+
+ROOT = Path(__file__).resolve().parents[3]
+ROLE = ROOT / "roles" / "aging_monitor"
 
 LIST = (
     "Name                                        ID   Mem VCPUs\tState\tTime(s)"
@@ -407,3 +418,94 @@ class TestThin:
     def test_none(self):
         assert thin([], 5) == {"times": [], "indicators": {}}
         assert thin([sample(1, a=1)], 0)["times"] == []
+
+
+LINE = re.compile(r"# HELP (\w+) \S.*\.|# TYPE (\w+) gauge|(\w+) (-?[0-9.e+]+)")
+
+
+def test_metrics(dom0):
+    text = _aging_metrics.render(observe(dom0))
+    assert text.endswith("\n")
+    rows = [LINE.fullmatch(line) for line in text.splitlines()]
+    assert all(rows), text
+    # Each family has its help, its type and its value, in this order and once.
+    names = [row[1] or row[2] or row[3] for row in rows]
+    assert names[0::3] == names[1::3] == names[2::3]
+    assert len(set(names)) == len(names) // 3
+    found = {row[3]: float(row[4]) for row in rows if row[3]}
+    assert found["vmbeam_aging_dom0_available_memory_bytes"] == 612.5 * 1048576
+    assert found["vmbeam_aging_dom0_available_memory_exhausted_at_bytes"] == 0
+    assert found["vmbeam_aging_xenstore_domain_nodes"] == 61
+    assert found["vmbeam_aging_xenstore_domain_nodes_exhausted_at"] == 1000
+    assert found["vmbeam_aging_toolstack_latency_seconds"] == 2
+    assert found["vmbeam_aging_sample_time_seconds"] == 1762419731.25
+    assert "vmbeam_aging_xenstore_nodes_exhausted_at" not in found
+
+
+class TestSampler:
+    @pytest.fixture
+    def take(self, dom0, tmp_path):
+        history, metrics = tmp_path / "h" / "samples.jsonl", tmp_path / "m" / "vmbeam_aging.prom"
+        metrics.parent.mkdir()
+        options = ["--history", str(history), "--timeout", "5"]
+
+        def take(*more):
+            assert _aging_sampler.main([*options, *more], dom0) == 0
+            return [json.loads(line) for line in history.read_text().splitlines()]
+
+        take.metrics = metrics
+        return take
+
+    def test_a_sample_is_added(self, take, dom0):
+        first = take()
+        assert first[0]["time"] == 1762419731.25
+        assert first[0]["boot_id"] == dom0.proc.boot_id()
+        assert first[0]["values"]["xenstore_nodes"] == 373
+        assert len(take()) == 2
+
+    def test_the_highest_domid_lasts_until_the_next_boot(self, take, dom0, proc):
+        dom0.xenstore = lambda: Xenstore("/no/such/socket")
+        take()
+        dom0.xl = fake_xl(list=LIST.replace("web1     ", "gone     ").replace("  7   192", "  2   192"), info=INFO)
+        assert [line["values"]["highest_domid"] for line in take()] == [7, 7]
+        (proc / "sys/kernel/random/boot_id").write_text("another\n")
+        assert [line["values"]["highest_domid"] for line in take()] == [7, 7, 3]
+
+    def test_metrics_are_replaced_as_a_whole(self, take):
+        take.metrics.write_text("old")
+        old = os.open(take.metrics, os.O_RDONLY)
+        take("--metrics", str(take.metrics))
+        # Whoever has the old file open reads it to its end.
+        assert os.read(old, 10) == b"old"
+        os.close(old)
+        assert "vmbeam_aging_uptime_seconds 5432.1" in take.metrics.read_text()
+        assert [file.name for file in take.metrics.parent.iterdir()] == ["vmbeam_aging.prom"]
+        assert take.metrics.stat().st_mode & 0o777 == 0o644
+
+    def test_the_journal_hears_what_could_not_be_read(self, take, dom0, capsys):
+        dom0.xenstore = lambda: Xenstore("/no/such/socket")
+        take()
+        assert "xenstore_nodes: xenstored does not answer at /no/such/socket" in capsys.readouterr().err
+
+    def test_as_the_role_installs_it(self, tmp_path):
+        """The files that the role copies suffice, without any library of this computer's Python."""
+        code = tmp_path / "lib" / "ansible_collections" / "vmbeam" / "xen" / "plugins" / "module_utils"
+        code.mkdir(parents=True)
+        for name in yaml.safe_load((ROLE / "vars" / "main.yml").read_text())["_aging_monitor_files"]:
+            (code / name).write_text((ROOT / "plugins" / "module_utils" / name).read_text())
+        command = tmp_path / "vmbeam-aging-sample"
+        text = (ROLE / "files" / "vmbeam-aging-sample").read_text()
+        command.write_text(text.replace("/usr/lib/vmbeam-aging", str(tmp_path / "lib")))
+        done = subprocess.run(
+            [sys.executable, "-IS", command, "--history", tmp_path / "samples.jsonl", "--metrics", tmp_path / "x.prom"],
+            env={"PATH": "/nowhere"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "toolstack_latency: The command xl is not installed" in done.stderr
+        found = json.loads((tmp_path / "samples.jsonl").read_text())["values"]
+        assert found["dom0_available_memory"] > 0
+        assert found["uptime"] > 0
+        assert "vmbeam_aging_uptime_seconds" in (tmp_path / "x.prom").read_text()
