@@ -8,22 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
 from ansible_collections.vmbeam.xen.plugins.plugin_utils import _plan, _preflight, _recovery, _report
-
-
-def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` as a filter: input of the wrong form becomes an error that names the filter."""
-
-    def apply(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except KeyError as error:
-            raise AnsibleFilterError(f"vmbeam.xen.{name}: the input lacks '{error.args[0]}'") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise AnsibleFilterError(f"vmbeam.xen.{name}: the input has the wrong form: {error}") from error
-
-    return apply
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._filters import checked
 
 
 class FilterModule:
@@ -41,4 +27,4 @@ class FilterModule:
             "rejuvenation_record": _report.record_run,
             "rejuvenation_close_cut_run": _report.close_cut_run,
         }
-        return {name: _checked(name, function) for name, function in functions.items()}
+        return {name: checked(name, function) for name, function in functions.items()}
