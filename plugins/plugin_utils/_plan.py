@@ -107,6 +107,8 @@ def freshness(slot: dict[str, Any], observed: dict[str, Any], settings: dict[str
     current = observed["image"].get("sha256")
     if current and slot["image_sha256"] != current:
         return False, f"{label} was made from another image than the current golden image"
+    if settings.get("due_reason"):
+        return False, f"{label} is due because of aging: {settings['due_reason']}"
     return True, f"{label} is fresh: {duration(age)} old, limit {duration(limit)}, current golden image"
 
 

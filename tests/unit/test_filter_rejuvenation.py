@@ -137,6 +137,15 @@ class TestAction:
         assert made["action"] == "rejuvenate"
         assert made["reason"].endswith("forced")
 
+    def test_fresh_host_vm_is_replaced_if_it_has_aged(self):
+        fresh = observe(host_vms=[host_vm("a", created=age(60))])
+        made = plan(fresh, due_reason="m1-a: dom0_available_memory will be exhausted in 5 min")
+        assert made["action"] == "rejuvenate"
+        assert made["reason"].endswith(
+            "is due because of aging: m1-a: dom0_available_memory will be exhausted in 5 min"
+        )
+        assert plan(fresh, due_reason="")["action"] == "skip"
+
     @pytest.mark.parametrize(
         ("record", "word"),
         [
