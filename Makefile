@@ -49,7 +49,7 @@ test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
 
 .PHONY: test-rejuvenation
 test-rejuvenation: ## All tests that move guests, the long ones too
-	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_interference.py
+	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_interference.py tests/lab/test_aging.py
 
 .PHONY: test-zero-copy-debug
 test-zero-copy-debug: ## Misuse of the interface and zero-copy to and fro, on hypervisors with assertions
