@@ -26,14 +26,14 @@ extends_documentation_fragment:
   - constructed
   - inventory_cache
 notes:
-  - A machine's C(vmbeam_observed) has its hypervisor (as M(vmbeam.xen.host_vm_info) returns it), C(run) (the
-    rejuvenation that is under way or was cut, or null) and C(last_run).
-  - A guest dom0's C(vmbeam_host_vm) has what M(vmbeam.xen.host_vm_info) returns, except the disks, and besides
-    C(address), C(role), C(reachable) and its own hypervisor. The role is V(active) for the only host VM of a machine,
-    V(source) or V(destination) while there are two, V(absent) for a free slot, and V(unknown) if the machine does not
-    answer.
-  - A guest's C(vmbeam_guest) has what M(vmbeam.xen.guest_info) returns, and besides C(host_vm), the name of the host VM
-    that it is in, and C(copies_in), which has two names while the guest is being migrated.
+  - What was seen of a host is in its variable C(vmbeam_observed), whose C(kind) is V(machine), V(host_vm) or V(guest).
+  - A machine has its C(hypervisor) (as M(vmbeam.xen.host_vm_info) returns it), C(run) (the rejuvenation that is under
+    way or was cut, or null) and C(last_run).
+  - A guest dom0 has what M(vmbeam.xen.host_vm_info) returns of its host VM, except the disks, and besides C(address),
+    C(role), C(reachable) and its own C(hypervisor). The role is V(active) for the only host VM of a machine, V(source)
+    or V(destination) while there are two, V(absent) for a free slot, and V(unknown) if the machine does not answer.
+  - A guest has what M(vmbeam.xen.guest_info) returns, and besides C(host_vm), the name of the host VM that it is in,
+    and C(copies_in), which has two names while the guest is being migrated.
   - Guest dom0s and guests have the machine's name in C(vmbeam_machine).
   - Only ssh keys and agents can be used, no passwords, and the login has to be able to run xl, which means root.
   - With O(cache) what machines answered is kept. Those that did not answer are asked again every time.
@@ -88,27 +88,29 @@ options:
 """
 
 EXAMPLES = r"""
+---
 # fleet.vmbeam.yml: machines that are named here
 plugin: vmbeam.xen.xen
 machines:
   m1: {ansible_host: 192.0.2.1}
   m2: {ansible_host: 192.0.2.2, ansible_ssh_common_args: -J bastion.example.org}
 
+---
 # fleet.vmbeam.yml: machines of another inventory, grouped by what they are running
 plugin: vmbeam.xen.xen
 machines_group: vmbeam_hosts
 cache: true
 cache_plugin: ansible.builtin.jsonfile
-cache_connection: ~/.cache/vmbeam
+cache_connection: ~/.ansible/vmbeam-inventory
 cache_timeout: 600
 compose:
-  ansible_host: vmbeam_guest.name ~ '.guests.example.org' if vmbeam_guest is defined else ansible_host
+  ansible_host: vmbeam_observed.name ~ '.example.org' if vmbeam_observed.kind == 'guest' else ansible_host
 groups:
-  cut_runs: vmbeam_observed.run | default(none) is not none
+  cut_runs: vmbeam_observed.kind == 'machine' and vmbeam_observed.run
 keyed_groups:
-  - key: vmbeam_host_vm.role | default(omit)
+  - key: vmbeam_observed.role
     prefix: host_vm
-  - key: vmbeam_observed.hypervisor.version | default(omit)
+  - key: vmbeam_observed.hypervisor.version
     prefix: xen
 """
 
@@ -263,8 +265,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
             elif host_vm["domid"] is not None:
                 self._problems.append(f"guest dom0 {name}: its address is not known. Set vmbeam_slots of {machine}.")
         if seen:
-            observed = {key: seen[key] for key in ("hypervisor", "run", "last_run")}
-            self.inventory.set_variable(machine, "vmbeam_observed", observed)
+            told = {"kind": "machine", **{key: seen[key] for key in ("hypervisor", "run", "last_run")}}
+            self.inventory.set_variable(machine, "vmbeam_observed", told)
         return host_vms
 
     def _check_free(self, machine: str, name: str) -> None:
@@ -279,11 +281,12 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
     def _tell_host_vms(self, host_vms: dict[str, Facts], dom0s: dict[str, Facts]) -> None:
         for name, host_vm in host_vms.items():
             told = {
+                "kind": "host_vm",
                 **host_vm,
                 "reachable": name in dom0s,
                 "hypervisor": dom0s[name]["hypervisor"] if name in dom0s else None,
             }
-            self.inventory.set_variable(name, "vmbeam_host_vm", told)
+            self.inventory.set_variable(name, "vmbeam_observed", told)
 
     # --- guests
 
@@ -299,7 +302,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
             self.inventory.add_child(self._group("machine", machine), group)
             added.append(self.inventory.add_host(name, group=group))
             self.inventory.add_host(name, group=GUESTS)
-            self._set(name, {"vmbeam_machine": machine, "vmbeam_guest": facts})
+            self._set(name, {"vmbeam_machine": machine, "vmbeam_observed": {"kind": "guest", **facts}})
         return added
 
     def _may_be_guest(self, name: str, machine: str) -> bool:

@@ -62,12 +62,12 @@ def test_host_vms_and_guests_are_found_and_reached(lab, source):
     assert len(hosts(found, "vmbeam_guests")) == len(lab.machine.guests)
 
     assert facts[host_vm]["ansible_host"] == lab.machine.slots["a"].address
-    told = facts[host_vm]["vmbeam_host_vm"]
+    told = facts[host_vm]["vmbeam_observed"]
     assert (told["slot"], told["role"], told["reachable"]) == ("a", "active", True)
     assert told["memory_mb"] == pytest.approx(lab.machine.host_vm_memory_mb, abs=16)
     assert facts[machine]["vmbeam_observed"]["hypervisor"]["version"] == "4.17.5"
     for guest in lab.machine.guests.values():
-        seen = facts[f"{guest.name}.{machine}"]["vmbeam_guest"]
+        seen = facts[f"{guest.name}.{machine}"]["vmbeam_observed"]
         assert seen["host_vm"] == host_vm
         assert seen["type"] == guest.type
         assert seen["state"] in ("running", "blocked")

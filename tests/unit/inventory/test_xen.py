@@ -142,9 +142,14 @@ def facts(inventory: dict[str, Any], host: str) -> dict[str, Any]:
 def test_machines_host_vms_and_guests(fleet):
     fleet.plugin(
         machines={"m1": {"ansible_host": "192.0.2.1", "vmbeam_slots": SLOTS}},
-        compose={"ansible_host": "vmbeam_guest.name ~ '.example.org' if vmbeam_guest is defined else ansible_host"},
-        groups={"stopped": "vmbeam_guest.state == 'paused'", "large": "vmbeam_host_vm.memory_mb >= 4096"},
-        keyed_groups=[{"key": "vmbeam_host_vm.role", "prefix": "role"}, {"key": "vmbeam_guest.type", "prefix": "type"}],
+        compose={
+            "ansible_host": "vmbeam_observed.name ~ '.example.org' if vmbeam_observed.kind == 'guest' else ansible_host"
+        },
+        groups={"stopped": "vmbeam_observed.state == 'paused'", "large": "vmbeam_observed.memory_mb >= 4096"},
+        keyed_groups=[
+            {"key": "vmbeam_observed.role", "prefix": "role"},
+            {"key": "vmbeam_observed.type", "prefix": "type"},
+        ],
     )
     inventory, said = fleet.list()
     assert "WARNING" not in said
@@ -158,7 +163,7 @@ def test_machines_host_vms_and_guests(fleet):
     machine = facts(inventory, "m1")["vmbeam_observed"]
     assert machine["hypervisor"]["free_memory_mb"] == 9000
     assert (machine["run"], machine["last_run"]) == (None, None)
-    host_vm = facts(inventory, "m1-a")["vmbeam_host_vm"]
+    host_vm = facts(inventory, "m1-a")["vmbeam_observed"]
     assert host_vm["hypervisor"]["version"] == "4.17.5"
     assert {key: host_vm[key] for key in ("slot", "generation", "state", "memory_mb", "role", "reachable")} == {
         "slot": "a",
@@ -170,11 +175,11 @@ def test_machines_host_vms_and_guests(fleet):
     }
     free = facts(inventory, "m1-b")
     assert free["ansible_host"] == "10.0.2.22"
-    assert (free["vmbeam_host_vm"]["role"], free["vmbeam_host_vm"]["slot"]) == ("absent", "b")
+    assert (free["vmbeam_observed"]["role"], free["vmbeam_observed"]["slot"]) == ("absent", "b")
     guest = facts(inventory, "web1.m1")
     assert guest["vmbeam_machine"] == "m1"
-    assert guest["vmbeam_guest"]["host_vm"] == "m1-a"
-    assert guest["vmbeam_guest"]["nics"] == [{"mac": "00:16:3e:00:02:01", "bridge": None}]
+    assert guest["vmbeam_observed"]["host_vm"] == "m1-a"
+    assert guest["vmbeam_observed"]["nics"] == [{"mac": "00:16:3e:00:02:01", "bridge": None}]
 
     assert guest["ansible_host"] == "web1.example.org"
     assert facts(inventory, "m1-a")["ansible_host"] == "10.0.2.21"
@@ -285,10 +290,10 @@ def test_a_guest_that_is_being_migrated_is_one_host(fleet):
     fleet.plugin(machines={"m1": {"ansible_host": "192.0.2.1", "vmbeam_slots": SLOTS}})
     inventory, _said = fleet.list()
     assert hosts(inventory, "vmbeam_guests") == ["app1.m1", "new.m1", "web1.m1"]
-    guest = facts(inventory, "web1.m1")["vmbeam_guest"]
+    guest = facts(inventory, "web1.m1")["vmbeam_observed"]
     assert (guest["name"], guest["host_vm"], guest["copies_in"]) == ("web1", "m1-a", ["m1-a", "m1-b"])
     assert hosts(inventory, "vmbeam_guests_of_m1_b") == ["new.m1"]
-    roles = {name: facts(inventory, name)["vmbeam_host_vm"]["role"] for name in ("m1-a", "m1-b")}
+    roles = {name: facts(inventory, name)["vmbeam_observed"]["role"] for name in ("m1-a", "m1-b")}
     assert roles == {"m1-a": "source", "m1-b": "destination"}
 
 
@@ -314,8 +319,8 @@ def test_a_dom0_that_does_not_answer_is_a_warning_or_an_error(fleet):
     assert "host dom0 m5: the record of host VM m5-a is damaged" in said
     assert "guest dom0 m1-a:" in said
     assert hosts(inventory, "vmbeam_hosts") == ["m1", "m2", "m3", "m4", "m5"]
-    assert facts(inventory, "m1-a")["vmbeam_host_vm"]["reachable"] is False
-    assert facts(inventory, "m3-a")["vmbeam_host_vm"]["role"] == "unknown"
+    assert facts(inventory, "m1-a")["vmbeam_observed"]["reachable"] is False
+    assert facts(inventory, "m3-a")["vmbeam_observed"]["role"] == "unknown"
     assert "vmbeam_observed" not in facts(inventory, "m3")
 
     fleet.plugin(machines={"m2": machines["m2"]}, strict_hosts=True)
@@ -377,8 +382,8 @@ def test_a_guest_poses_as_nothing_else(fleet):
     assert facts(inventory, "known")["ansible_host"] == "198.51.100.1"
     for name in ("m2", "m1-b", "localhost", "vmbeam_hosts"):
         assert f"guest {name} of m1 is left out" in said
-    assert "vmbeam_guest" not in facts(inventory, "m2")
-    show = ("-c", "local", "-m", "ansible.builtin.debug", "-a", "msg={{ vmbeam_guest.disks }}")
+    assert facts(inventory, "m2")["vmbeam_observed"]["kind"] == "machine"
+    show = ("-c", "local", "-m", "ansible.builtin.debug", "-a", "msg={{ vmbeam_observed.disks }}")
     result = fleet.run("ansible", "-i", plugin, "web1", *show)
     assert "lookup" in result.stdout, result.stderr
     assert not mark.exists()
