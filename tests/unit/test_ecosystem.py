@@ -17,6 +17,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ansible_collections.vmbeam.xen.plugins.module_utils import _aging, _aging_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -137,6 +138,18 @@ def test_the_rulebook_gives_the_playbook_variables_that_it_knows():
     assert {*action["extra_vars"]} <= known_variables()
     assert action["name"] == "vmbeam.xen.rejuvenate"
     assert (ROOT / "playbooks" / "rejuvenate.yml").exists()
+
+
+def test_the_rules_of_prometheus_use_metrics_that_there_are():
+    rules = yaml.safe_load((EXAMPLES / "prometheus" / "aging.rules.yml").read_text())["groups"][0]["rules"]
+    used = {name for rule in rules for name in re.findall(r"vmbeam_\w+", rule["expr"])}
+    suffixes = {name: _aging_metrics._UNITS[kind.unit][1] for name, kind in _aging.KINDS.items()}
+    there = {f"vmbeam_aging_{name}{end}{unit}" for name, unit in suffixes.items() for end in ("", "_exhausted_at")}
+    assert used
+    assert used <= there
+    # What the event source asks for if nobody says something else.
+    assert {rule["record"] for rule in rules} == {"vmbeam_aging_due"}
+    assert all({"indicator", "reason"} == {*rule["labels"]} for rule in rules)
 
 
 def test_the_execution_environment_can_be_created(tmp_path):

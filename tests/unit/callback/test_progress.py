@@ -170,9 +170,3 @@ def test_coloured_on_a_terminal(command, environment):
     assert process.wait(300) == 2
     os.close(ours)
     assert re.search(rb"\x1b\[0;32mvmbeam \S+ m1: guest web1 moved", output)
-
-
-def test_silent_unless_enabled(command, environment):
-    del environment["ANSIBLE_CALLBACKS_ENABLED"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert not re.search("^vmbeam", result.stdout, re.MULTILINE)

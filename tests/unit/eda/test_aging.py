@@ -138,7 +138,7 @@ def test_silence_and_nonsense_are_no_news(prometheus):
     for answer in (
         (500, b"oops"),
         b"<html>",
-        failure,
+        (400, json.dumps(failure).encode()),
         {"status": "success", "data": {"resultType": "matrix", "result": []}},
         {"status": "success", "data": []},
         {"status": "success", "data": {"resultType": "vector", "result": [{}]}},
@@ -146,6 +146,12 @@ def test_silence_and_nonsense_are_no_news(prometheus):
         prometheus.requests.clear()
         prometheus.answers = [DUE, answer, DUE]
         assert len(events(prometheus, 3)) == 1, answer
+
+
+def test_what_is_wrong_with_a_query_is_said(prometheus, caplog):
+    prometheus.answers = [(400, b'{"status": "error", "errorType": "bad_data", "error": "unexpected end"}')]
+    assert events(prometheus, 1, query="up ==") == []
+    assert "bad_data: unexpected end" in caplog.text
 
 
 def test_a_server_that_hangs_costs_no_more_than_the_timeout(prometheus):

@@ -155,8 +155,14 @@ def fetch(settings: Settings) -> Any:
     context = ssl.create_default_context(cafile=settings.ca_file) if settings.address.startswith("https") else None
     # The scheme was checked.
     request = urllib.request.Request(settings.address, headers=settings.headers)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=float(settings.timeout), context=context) as response:  # noqa: S310
-        body = response.read(LIMIT + 1)
+    try:
+        with urllib.request.urlopen(request, timeout=float(settings.timeout), context=context) as response:  # noqa: S310
+            body = response.read(LIMIT + 1)
+    except urllib.error.HTTPError as exc:
+        if exc.code != 400:
+            raise
+        # Prometheus refuses a query so, and says in the answer why.
+        body = exc.read(LIMIT + 1)
     if len(body) > LIMIT:
         raise BadAnswer(f"more than {LIMIT} bytes")
     try:
