@@ -87,6 +87,21 @@ class Record:
     slot: str
 
 
+def facts(name: str, domain: Domain | None, record: Record | None) -> dict[str, Any]:
+    """What domain and record tell of a host VM, null where there is none."""
+    return {
+        "name": name,
+        "domid": domain.domid if domain else None,
+        "state": domain.state if domain else "absent",
+        "memory_mb": domain.memory_mb if domain else None,
+        "vcpus": domain.vcpus if domain else None,
+        "slot": record.slot if record else None,
+        "generation": record.generation if record else None,
+        "created": record.created if record else None,
+        "image_sha256": record.image_sha256 if record else None,
+    }
+
+
 def xl_config(spec: Spec, home: Path) -> str:
     """The xl configuration of a host VM with its files in home."""
     options: dict[str, Any] = {
@@ -174,15 +189,7 @@ class HostVms:
             except (CommandError, CommandTimeout):
                 disks = None
         return {
-            "name": name,
-            "domid": domain.domid if domain else None,
-            "state": domain.state if domain else "absent",
-            "memory_mb": domain.memory_mb if domain else None,
-            "vcpus": domain.vcpus if domain else None,
-            "slot": record.slot if record else None,
-            "generation": record.generation if record else None,
-            "created": record.created if record else None,
-            "image_sha256": record.image_sha256 if record else None,
+            **facts(name, domain, record),
             "disks": None if disks is None else [{"id": disk, "path": disks[disk]} for disk in sorted(disks)],
         }
 

@@ -26,13 +26,14 @@ PREFIX = f"{CONTROLLER}-"
 _WARNING = re.compile(r"warning: ")
 
 
+def guest_drives(drives: Iterable[Drive]) -> dict[str, Drive]:
+    """The drives of guest disks, by disk id, attached or not."""
+    return {drive.name.removeprefix(PREFIX): drive for drive in drives if drive.name.startswith(PREFIX)}
+
+
 def guest_disks(drives: Iterable[Drive]) -> dict[str, str]:
     """The paths of the attached guest disks, by disk id."""
-    return {
-        drive.name.removeprefix(PREFIX): drive.path
-        for drive in drives
-        if drive.name.startswith(PREFIX) and drive.attached
-    }
+    return {disk: drive.path for disk, drive in guest_drives(drives).items() if drive.attached}
 
 
 class HostVmDisk:

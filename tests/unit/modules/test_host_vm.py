@@ -480,6 +480,27 @@ def test_detach_that_the_host_vm_ignores(machine, start, disk):
     assert "vmbeam-web1-root" in machine.read("source")[0]["drives"]
 
 
+def test_disk_info(machine, start, disk, run):
+    start()
+    start(name="m1-a", slot="a")
+    disk(path=str(machine.disk))
+    disk(host_vm="m1-a", path=str(machine.disk))
+    domains = machine.read("source")
+    domains[0]["drives"]["vmbeam-web2-root"] = {"path": "/dev/other", "attached": False}
+    machine.write("source", domains)
+    before = changes(machine)
+    directory = str(machine.directory)
+    found = run("host_vm_disk_info", directory=directory)
+    attached = {"id": "web1-root", "path": str(machine.disk), "state": "attached"}
+    leftover = {"host_vm": "m1-b", "id": "web2-root", "path": "/dev/other", "state": "leftover"}
+    assert found["disks"] == [{"host_vm": "m1-a", **attached}, {"host_vm": "m1-b", **attached}, leftover]
+    assert found["changed"] is False
+    assert run("host_vm_disk_info", directory=directory, disk="web2-root")["disks"] == [leftover]
+    assert run("host_vm_disk_info", directory=directory, host_vm="m1-a")["disks"] == [{"host_vm": "m1-a", **attached}]
+    assert changes(machine) == before
+    assert run("host_vm_disk_info", directory=directory, disk="a b").failed
+
+
 def test_disk_of_no_host_vm(machine, disk):
     result = disk(path=str(machine.disk))
     assert result["msg"] == "host_vm: m1-b is absent. Start it first."
