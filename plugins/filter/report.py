@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.vmbeam.xen.plugins.plugin_utils import _metrics
+from ansible_collections.vmbeam.xen.plugins.plugin_utils import _fleet, _metrics, _page
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._filters import checked
 
 
@@ -19,5 +19,7 @@ class FilterModule:
         """Return the filters by name."""
         functions: dict[str, Callable[..., Any]] = {
             "rejuvenation_metrics": _metrics.metrics_text,
+            "rejuvenation_fleet_report": _fleet.fleet_report,
+            "rejuvenation_page": _page.page,
         }
         return {name: checked(name, function) for name, function in functions.items()}

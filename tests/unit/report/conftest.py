@@ -46,6 +46,7 @@ def account(guest: str, started: float, downtime: float | None, **values: Any) -
         "memory_mb": 1024,
         "vcpus": 2,
         "strategy": "zero_copy",
+        "strategy_reason": "both hypervisors can",
         "result": "moved",
         "started": started,
         "finished": started + 42,
