@@ -58,6 +58,8 @@ def test_report_audit_log_and_metrics_of_a_run_agree(lab, rejuvenate):
         # ISO 8601 of one zone sorts by time.
         assert machine["started"] < guest["started"] < guest["finished"] < machine["finished"]
         assert 0 < guest["downtime_seconds"] < guest["seconds"]
+    for moment in ("before", "after"):
+        assert "dom0_available_memory" in [indicator["name"] for indicator in machine["aging"][moment]]
     for text in (name, *guests, report["run"]["id"]):
         assert text in page
 
