@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._moments import iso
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, text_table
 
 
@@ -22,12 +22,18 @@ def make_report(
 ) -> dict[str, Any]:
     """Return the account of a run that ends now.
 
-    `phases` are {phase, at}, each lasting until the next one; `results` are the guests' accounts;
-    `failure` is empty unless the run failed.
+    `phases` are {phase, at}, each lasting until the next one; `results` are the guests' accounts, whose
+    `started` and `finished` are seconds since the epoch too; `failure` is empty unless the run failed. All moments
+    are the controller's, so that they can be compared between machines.
     """
     ends = [float(phase["at"]) for phase in phases[1:]] + [float(now)]
     lasted = [
-        {"phase": phase["phase"], "seconds": round(end - float(phase["at"]), 1)}
+        {
+            "phase": phase["phase"],
+            "seconds": round(end - float(phase["at"]), 1),
+            "started": iso(phase["at"]),
+            "finished": iso(end),
+        }
         for phase, end in zip(phases, ends, strict=True)
     ]
     moved = [result for result in results if result["result"] == "moved"]
@@ -39,11 +45,11 @@ def make_report(
         "source": plan["source"]["name"],
         "destination": plan["destination"]["name"],
         "generation": plan["destination"]["generation"],
-        "started": _iso(phases[0]["at"]),
-        "finished": _iso(now),
+        "started": iso(phases[0]["at"]),
+        "finished": iso(now),
         "seconds": round(float(now) - float(phases[0]["at"]), 1),
         "phases": lasted,
-        "guests": results,
+        "guests": [_with_moments(result) for result in results],
         "guests_moved": len(moved),
         "longest_downtime_seconds": max(downtimes, default=None),
         "failure": failure or None,
@@ -90,7 +96,7 @@ def record_run(
     run: dict[str, Any] | None
     if report is None:
         run = {
-            "started": _iso(started),
+            "started": iso(started),
             "action": plan["action"],
             "source": plan["source"]["name"],
             "destination": plan["destination"]["name"],
@@ -107,12 +113,13 @@ def record_run(
 
 def close_cut_run(state: dict[str, Any], now: float, limit: int) -> dict[str, Any]:
     """Return the machine's record after a run was found to be done, though it was cut before it could say so."""
-    run = dict(state["run"], outcome="completed", finished=_iso(now), note="completed; cut before it was recorded")
+    run = dict(state["run"], outcome="completed", finished=iso(now), note="completed; cut before it was recorded")
     return dict(state, run=None, history=[*(state.get("history") or []), run][-limit:])
 
 
-def _iso(moment: float) -> str:
-    return datetime.datetime.fromtimestamp(float(moment), datetime.UTC).isoformat(timespec="seconds")
+def _with_moments(result: dict[str, Any]) -> dict[str, Any]:
+    moments = {key: result.get(key) for key in ("started", "finished")}
+    return {**result, **{key: None if value is None else iso(value) for key, value in moments.items()}}
 
 
 def _number(value: Any) -> float | None:

@@ -420,6 +420,7 @@ RESULT = {
     "vcpus": 1,
     "strategy": "precopy",
     "seconds": 12.5,
+    "started": NOW + 12.25,
     "downtime_seconds": 0.75,
     "bytes": None,
     "repairs": [],
@@ -435,10 +436,14 @@ class TestReport:
         report = self.report()
         assert report["outcome"] == "completed"
         assert report["seconds"] == 30.0
+        moments = [f"2023-11-14T22:13:{second}.000+00:00" for second in (20, 30, 50)]
         assert report["phases"] == [
-            {"phase": "observe and plan", "seconds": 10.0},
-            {"phase": "move web1", "seconds": 20.0},
+            {"phase": "observe and plan", "seconds": 10.0, "started": moments[0], "finished": moments[1]},
+            {"phase": "move web1", "seconds": 20.0, "started": moments[1], "finished": moments[2]},
         ]
+        assert (report["started"], report["finished"]) == (moments[0], moments[2])
+        guest = report["guests"][0]
+        assert (guest["started"], guest["finished"]) == ("2023-11-14T22:13:32.250+00:00", None)
         assert report["longest_downtime_seconds"] == 0.75
         assert report["guests_moved"] == 1
 

@@ -1,0 +1,76 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to vmbeam.xen: not an interface for other collections.
+"""An append-only log of JSON lines: root's alone, bounded in size."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, wait_for
+
+# Another writer holds the log for as long as one line takes.
+LOCK_SECONDS = 10.0
+
+
+def line_of(entry: dict[str, Any]) -> str:
+    """Returns entry as one line. Whatever is in it cannot begin another one: control characters are escaped."""
+    return json.dumps(entry, separators=(",", ":"))
+
+
+def append(path: Path, line: str, max_bytes: int, keep: int) -> None:
+    """Appends line to the log at path, and makes the log and its folder if there is none.
+
+    A log that would exceed max_bytes becomes path.1 first, path.1 becomes path.2, and so on; `keep` of these are
+    kept. Raises OSError, and WaitTimeout if another writer does not let go of the log.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data = f"{line}\n".encode()
+    with _locked_folder(path):
+        if path.exists() and path.stat().st_size + len(data) > max_bytes:
+            _rotate(path, keep)
+        # Never through a link: root would append to whatever it names.
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            os.fchmod(log, 0o600)
+            written = os.write(log, data)
+            if written != len(data):
+                raise OSError(f"{path}: only {written} of {len(data)} bytes could be written")
+            os.fsync(log)
+        finally:
+            os.close(log)
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    # The folder, as the log itself may be renamed meanwhile.
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+    def lock() -> bool:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    try:
+        wait_for(lock, Deadline(LOCK_SECONDS), f"the lock of {path.parent}, which another writer holds")
+        yield
+    finally:
+        os.close(folder)
+
+
+def _rotate(path: Path, keep: int) -> None:
+    for number in range(keep, 0, -1):
+        older = path.with_name(f"{path.name}.{number}")
+        newer = path.with_name(f"{path.name}.{number - 1}") if number > 1 else path
+        if newer.exists():
+            newer.replace(older)
