@@ -51,6 +51,10 @@ test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
 test-rejuvenation: ## All tests that move guests, the long ones too
 	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_interference.py tests/lab/test_aging.py
 
+.PHONY: test-fleet
+test-fleet: ## Rolling runs over three machines: one fails, and the controller is killed half-way
+	pytest tests/lab/test_fleet.py
+
 .PHONY: test-zero-copy-debug
 test-zero-copy-debug: ## Misuse of the interface and zero-copy to and fro, on hypervisors with assertions
 	VMBEAM_XEN_FLAVOUR=debug pytest tests/lab/test_hostile.py tests/lab/test_zero_copy.py tests/lab/test_interference.py

@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 import typing
 
 import pytest
@@ -25,6 +26,7 @@ from vmbeam_lab.machine import Emulated, guest_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
 PAIR_STATE = "pytest-pair"  #: the same, with a host VM in slot b
+FLEET = ("m2", "m3", "m4")  #: machines that fit into one computer side by side
 GUEST = "web1"  #: whom tests move if they do not say otherwise
 
 #: Does something when the real xl says a certain thing, which is then waited for.
@@ -78,11 +80,11 @@ class Lab:
         self.machine = emulated.machine
         self.complaints = Complaints(emulated)
 
-    def restore(self, state: str = STATE) -> None:
+    def restore(self, state: str = STATE, timeout: float = 180) -> None:
         """Return to a saved state, in a fresh QEMU."""
         self.emulated.stop()
         self.emulated.start(snapshot=state)
-        self.emulated.wait_for_ssh(180)
+        self.emulated.wait_for_ssh(timeout)
         for guest in self.machine.guests:
             self.status(guest)
 
@@ -109,9 +111,18 @@ class Lab:
         return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True).stdout
 
     def start_playbook(self, log: pathlib.Path, name: str, *arguments: str) -> subprocess.Popen:
-        """Start a playbook and let it run. A file takes its output: nobody reads a pipe meanwhile."""
+        """Start a playbook, in a session of its own, and let it run.
+
+        A file takes its output: nobody reads a pipe meanwhile.
+        """
         with log.open("w") as output:
-            return subprocess.Popen(playbook_argv(name, *arguments), **ANSIBLE, stdout=output, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                playbook_argv(name, *arguments),
+                **ANSIBLE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def host(self, *words: str, timeout: float = 60) -> str:
         """Run a command in host dom0."""
@@ -154,6 +165,11 @@ class Lab:
     def all_status(self) -> dict[str, dict]:
         """Return the status of every guest."""
         return {guest: self.status(guest) for guest in self.machine.guests}
+
+
+def stand_in_script(verb: str, text: str, action: str) -> str:
+    """Return a program to put in the place of xl, which is then xl.real; what Pair.stand_in says of it."""
+    return STAND_IN.format(verb=verb, text=shlex.quote(text), action=action, xl=XL)
 
 
 def pages(text: str) -> dict[int, int]:
@@ -225,7 +241,7 @@ class Pair:
     @contextlib.contextmanager
     def stand_in(self, slot: str, verb: str, text: str, action: str) -> typing.Iterator[None]:
         """Let a slot's xl do something, in shell, to each run of xl with a verb that says a certain thing."""
-        script = STAND_IN.format(verb=verb, text=shlex.quote(text), action=action, xl=XL)
+        script = stand_in_script(verb, text, action)
         self.lab.guest_dom0(
             slot,
             f"test ! -e {XL}.real && mv {XL} {XL}.real && printf %s {shlex.quote(script)} > {XL} && chmod 755 {XL}",
@@ -262,19 +278,20 @@ class Pair:
                 concurrent.futures.wait([migration], timeout=900)
 
 
-def bring_up(*options: str) -> Lab:
-    """Boot the default machine of the topology, and return it."""
-    assert cli.main(["up", *options]) == 0, "the lab does not come up"
+def bring_up(*options: str, names: typing.Sequence[str] = ()) -> list[Lab]:
+    """Boot machines of the topology, its default ones if none is named, and return them."""
+    chosen = [word for name in names for word in ("--machine", name)]
+    assert cli.main([*chosen, "up", *options]) == 0, "the lab does not come up"
     loaded = topology.load(paths.LAB / "topology.yml")
-    machines = loaded.select(None)
+    machines = loaded.select(names)
     artefacts = build.build(loaded, machines)
-    return Lab(Emulated(machines[0], artefacts.qemu, artefacts.key))
+    return [Lab(Emulated(machine, artefacts.qemu, artefacts.key)) for machine in machines]
 
 
 @pytest.fixture(scope="module")
 def machine() -> typing.Iterator[Lab]:
     """The default machine, cold-booted, without any host VM."""
-    lab = bring_up("--hosts-only")
+    [lab] = bring_up("--hosts-only")
     yield lab
     lab.emulated.stop()
 
@@ -282,7 +299,7 @@ def machine() -> typing.Iterator[Lab]:
 @pytest.fixture(scope="module")
 def booted() -> typing.Iterator[Lab]:
     """The default machine, up, with a host VM in slot a and guests; its state saved."""
-    lab = bring_up()
+    [lab] = bring_up()
     lab.all_status()
     lab.emulated.save(STATE)
     yield lab
@@ -314,6 +331,35 @@ def pair(booted) -> Pair:
             booted.guest_dom0("b", f"udevadm wait --timeout=120 /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{disk}")
     booted.emulated.save(PAIR_STATE)
     return pair
+
+
+@pytest.fixture(scope="module")
+def machines() -> typing.Iterator[dict[str, Lab]]:
+    """Three small machines, each with a host VM in slot a and its guest; their states saved."""
+    labs = bring_up(names=FLEET)
+    try:
+        for lab in labs:
+            lab.all_status()
+        for lab in labs:
+            lab.emulated.save(STATE)
+        yield {lab.machine.name: lab for lab in labs}
+    finally:
+        for lab in labs:
+            lab.emulated.stop()
+
+
+@pytest.fixture
+def fleet(machines: dict[str, Lab]) -> dict[str, Lab]:
+    """The three machines in their saved states."""
+    with concurrent.futures.ThreadPoolExecutor(len(machines)) as pool:
+        list(pool.map(lambda lab: lab.restore(timeout=420), machines.values()))
+    return machines
+
+
+@pytest.fixture
+def tools() -> types.SimpleNamespace:
+    """What tests of a fleet take from here: they have no machine of their own."""
+    return types.SimpleNamespace(xl=XL, held=HELD, go=GO, stand_in_script=stand_in_script)
 
 
 @pytest.fixture(autouse=True)

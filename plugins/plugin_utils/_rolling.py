@@ -1,0 +1,239 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to vmbeam.xen: not an interface for other collections.
+"""Which machines a rolling run takes, in which order and batches, when it stops, and what it says at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import text_table
+
+HOOKS = ("before_run", "after_run", "before_machine", "after_machine", "before_guest", "after_guest")
+ORDERS = ("inventory", "oldest", "aging")
+
+# Name of the in-memory host that stands for the controller in each batch.
+ANCHOR = "batch-"
+
+LOST = "it stopped answering (unreachable)"
+
+
+def select(
+    names: Sequence[str],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    order: str = "inventory",
+    wanted: Any = None,
+    skipped: Any = None,
+) -> list[str]:
+    """Return those of the machines `names` that a run takes, in its order.
+
+    A machine is taken if its vmbeam_labels have every label of `wanted` and none of `skipped`. Labels are
+    {name: value or list of values}, or text such as "rack=r1,tier=db".
+
+    Orders: inventory; oldest: the active host VM's age first (its fact rolling_created, ISO 8601 in UTC), machines of
+    unknown age before all; aging: the highest vmbeam_aging_score first, then oldest.
+
+    :raises ValueError: an unknown order, or labels that cannot be read
+    """
+    if order not in ORDERS:
+        raise ValueError(f"vmbeam_order is '{order}': not one of {', '.join(ORDERS)}")
+    must, must_not = _labels(wanted), _labels(skipped)
+    taken = [
+        name
+        for name in names
+        if all(_has(hostvars[name], label, values) for label, values in must.items())
+        and not any(_has(hostvars[name], label, values) for label, values in must_not.items())
+    ]
+    if order == "inventory":
+        return taken
+
+    def age(name: str) -> str:
+        return str(hostvars[name].get("rolling_created") or "")
+
+    def key(name: str) -> tuple[float, str]:
+        score = float(hostvars[name].get("vmbeam_aging_score") or 0) if order == "aging" else 0.0
+        return -score, age(name)
+
+    return sorted(taken, key=key)
+
+
+def active_since(host_vms: Sequence[Mapping[str, Any]]) -> str:
+    """Return when the newest running host VM of a machine was created, empty if that is not known."""
+    created = [str(vm.get("created") or "") for vm in host_vms if vm.get("domid") is not None]
+    return max(created, default="")
+
+
+def batches(names: Sequence[str], serial: Any, anchors: bool) -> list[list[str]]:
+    """Return the machines in batches, whose sizes `serial` gives as Ansible's keyword does.
+
+    `serial` is a number, a percentage of the machines, or a list of them ("1, 10%, 50%" as text), the last of which
+    repeats. With `anchors` each batch begins with a host that stands for the controller.
+
+    :raises ValueError: a size is not a positive number or percentage
+    """
+    sizes = [_amount("vmbeam_serial", size, len(names), least=1) for size in _listed(serial)]
+    if not sizes:
+        raise ValueError("vmbeam_serial is empty: give a number, a percentage or a list of them")
+    result: list[list[str]] = []
+    left = list(names)
+    while left:
+        size = sizes[min(len(result), len(sizes) - 1)]
+        anchor = [f"{ANCHOR}{len(result) + 1}"] if anchors else []
+        result.append(anchor + left[:size])
+        left = left[size:]
+    return result
+
+
+def machines_in(batch: Sequence[str]) -> list[str]:
+    """Return the machines of a batch, without its anchor."""
+    return [name for name in batch if not name.startswith(ANCHOR)]
+
+
+def budget(value: Any, total: int) -> int:
+    """Return how many of `total` machines may fail before the run stops; `value` is a number or a percentage.
+
+    :raises ValueError: it is neither
+    """
+    return _amount("vmbeam_failure_budget", value, total, least=0)
+
+
+def outcomes(names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return {machine: {result, reason}} of machines whose turn has come; one that says nothing is lost, so failed."""
+    return {name: dict(hostvars[name].get("rolling_outcome") or {"result": "failed", "reason": LOST}) for name in names}
+
+
+def stop_reason(failed: Sequence[str], total: int, allowed: Any) -> str:
+    """Return why no further batch is begun, empty if it may be."""
+    limit = budget(allowed, total)
+    if len(failed) <= limit:
+        return ""
+    return f"{len(failed)} of {total} machine(s) failed ({', '.join(failed)}), and the failure budget is {limit}"
+
+
+def report(
+    names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]], begun: Sequence[str], stopped: str
+) -> dict[str, Any]:
+    """Return the account of a run: machines, each with result and reason, and how many there are of each result.
+
+    `begun` are the machines of the batches that were begun; `stopped` is why the others were not.
+    """
+    results = outcomes(begun, hostvars)
+    untouched = {"result": "not touched", "reason": stopped}
+    machines = [{"machine": name, **results.get(name, untouched)} for name in names]
+    counts: dict[str, int] = {}
+    for machine in machines:
+        counts[machine["result"]] = counts.get(machine["result"], 0) + 1
+    return {
+        "machines": machines,
+        "counts": counts,
+        "failed": [machine["machine"] for machine in machines if machine["result"] == "failed"],
+        "untouched": [machine["machine"] for machine in machines if machine["result"] == "not touched"],
+        "stopped": stopped,
+        "outcome": "failed" if counts.get("failed") or stopped else "completed",
+    }
+
+
+def report_text(account: Mapping[str, Any]) -> list[str]:
+    """Return the account as lines for a person."""
+    counts = ", ".join(f"{count} {result}" for result, count in sorted(account["counts"].items()))
+    lines = [f"Run {account['outcome']}: {counts}"]
+    if account["stopped"]:
+        lines.append(f"Stopped: {account['stopped']}")
+    if account["untouched"]:
+        lines.append(f"Not touched: {', '.join(account['untouched'])}")
+    return [*lines, "", *text_table(account["machines"], ["machine", "result", "reason"])]
+
+
+def hook_files(hooks: Any, folder: str) -> dict[str, str]:
+    """Return the task files of hooks by the hooks' names; a path that is not absolute is below `folder`.
+
+    :raises ValueError: a hook is not one of HOOKS
+    """
+    unknown = sorted(set(hooks or {}) - set(HOOKS))
+    if unknown:
+        raise ValueError(f"vmbeam_hooks: {', '.join(unknown)} is not one of {', '.join(HOOKS)}")
+    return {name: os.path.join(folder, str(path)) for name, path in (hooks or {}).items() if path}
+
+
+def metric_problem(response: Mapping[str, Any], least: Any = None, most: Any = None) -> str:
+    """Return what is wrong with the answer of a Prometheus query, empty if each of its samples is within bounds.
+
+    An answer without a sample is wrong, too: a comparison in the query leaves none if it does not hold.
+    """
+    if response.get("status") != "success":
+        return f"the query failed: {response.get('error') or 'no answer'}"
+    data = response.get("data") or {}
+    kind, result = data.get("resultType"), data.get("result") or []
+    if kind == "scalar":
+        result = [{"metric": {}, "value": result}]
+    elif kind != "vector":
+        return f"the query returns a {kind}; it has to return a vector or a scalar"
+    if not result:
+        return "the query returns no sample"
+    for sample in result:
+        value = float(sample["value"][1])
+        # Written so that NaN is out of bounds, too.
+        low = least is not None and not value >= float(least)
+        high = most is not None and not value <= float(most)
+        if low or high:
+            bounds = " and ".join(
+                text for text, given in ((f"at least {least}", least), (f"at most {most}", most)) if given is not None
+            )
+            return f"{sample.get('metric') or 'the result'} is {value:g}, wanted {bounds}"
+    return ""
+
+
+def done_in_run(observed: Mapping[str, Any], run_id: str) -> bool:
+    """Return whether the run called `run_id` has rejuvenated the machine already, though it may have been cut since."""
+    state = observed.get("state") or {}
+    if any(
+        run.get("run_id") == run_id and run.get("outcome") == "completed" and run.get("destination")
+        for run in state.get("history") or []
+    ):
+        return True
+    run = state.get("run") or {}
+    running = {vm["name"] for vm in observed["host_vms"] if vm.get("domid") is not None}
+    return run.get("run_id") == run_id and running == {run.get("destination")}
+
+
+def _has(variables: Mapping[str, Any], label: str, values: list[str]) -> bool:
+    labels = variables.get("vmbeam_labels") or {}
+    return label in labels and str(labels[label]) in values
+
+
+def _labels(given: Any) -> dict[str, list[str]]:
+    if not given:
+        return {}
+    if isinstance(given, str):
+        pairs = [pair.strip().split("=", 1) for pair in given.split(",")]
+        if any(len(pair) != 2 or not pair[0].strip() for pair in pairs):
+            raise ValueError(f"labels '{given}': write name=value, several separated by commas")
+        return {name.strip(): [value.strip()] for name, value in pairs}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"labels {given!r}: write a dictionary, or name=value as text")
+    return {
+        str(name): [str(value) for value in (values if isinstance(values, list | tuple) else [values])]
+        for name, values in given.items()
+    }
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _amount(option: str, value: Any, total: int, least: int) -> int:
+    """Return a number of machines, of a number or a percentage of `total`; a percentage is never less than `least`."""
+    text = str(value).strip()
+    try:
+        number = max(int(float(text[:-1]) * total / 100), least) if text.endswith("%") else int(text)
+    except ValueError:
+        number = -1
+    if number < least:
+        raise ValueError(f"{option}: '{value}' is neither a number from {least} nor a percentage")
+    return number

@@ -1,0 +1,183 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rolling playbook as ansible-playbook runs it, on machines that are files: only what Ansible does is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import HostLock, Lock
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = Path(__file__).parent / "fakes" / "roles"
+TIMEOUT = 400  # seconds; a run takes a tenth of that
+
+
+class Fleet:
+    """An inventory of fake machines, whose files are in `folder`."""
+
+    def __init__(self, folder: Path, machines: dict[str, dict[str, Any]]) -> None:
+        self.folder = folder
+        self.report_file = folder / "report.json"
+        for name in machines:
+            (folder / f"{name}.lock").mkdir()
+        common = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "fake_folder": str(folder),
+            "vmbeam_lock_file": f"{folder}/{{{{ inventory_hostname }}}}.lock/lock.json",
+            "vmbeam_machine_connect_timeout": 2,
+            "vmbeam_run_report_file": str(self.report_file),
+            "rolling_role": "fake_rejuvenate",
+        }
+        hosts = {"all": {"vars": common, "children": {"vmbeam_hosts": {"hosts": machines}}}}
+        (folder / "inventory.yml").write_text(yaml.safe_dump(hosts, sort_keys=False))
+
+    def argv(self, *before: Path, **variables: Any) -> list[str]:
+        """The command for the playbook, with others that go before it."""
+        playbooks = [str(path) for path in (*before, ROOT / "playbooks" / "rejuvenate.yml")]
+        command = str(Path(sys.executable).parent / "ansible-playbook")
+        return [command, "-i", str(self.folder / "inventory.yml"), *playbooks, "-e", json.dumps(variables)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
+            "ANSIBLE_ROLES_PATH": str(ROLES),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+
+    def run(self, *before: Path, **variables: Any) -> subprocess.CompletedProcess[str]:
+        self.report_file.unlink(missing_ok=True)
+        done = subprocess.run(
+            self.argv(*before, **variables), env=self.environment, capture_output=True, text=True, timeout=TIMEOUT
+        )
+        print(done.stdout, done.stderr)
+        return done
+
+    def report(self) -> dict[str, Any]:
+        return json.loads(self.report_file.read_text())
+
+    def results(self) -> dict[str, str]:
+        return {machine["machine"]: machine["result"] for machine in self.report()["machines"]}
+
+    @property
+    def begun(self) -> list[str]:
+        """The machines that were begun, in order, each as often as it was."""
+        log = self.folder / "begun"
+        return log.read_text().split() if log.exists() else []
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Callable[..., Fleet]:
+    return lambda **machines: Fleet(tmp_path, machines)
+
+
+def test_failures_within_a_batch_stop_the_run_after_it(fleet):
+    hook = "- ansible.builtin.copy: {content: '{{ vmbeam_run.outcome }}', dest: '{{ fake_folder }}/after'}\n"
+    machines = fleet(m1={}, m2={"fake_behaviour": "fail"}, m3={"fake_behaviour": "vanish"}, m4={}, m5={}, m6={})
+    (machines.folder / "after.yml").write_text(hook)
+
+    done = machines.run(vmbeam_serial=[1, "50%"], vmbeam_failure_budget=1, vmbeam_hooks={"after_run": "after.yml"})
+
+    assert done.returncode != 0
+    assert machines.begun[0] == "m1"
+    assert sorted(machines.begun) == ["m1", "m2", "m3", "m4"]
+    untouched = dict.fromkeys(["m5", "m6"], "not touched")
+    assert machines.results() == {"m1": "done", "m2": "failed", "m3": "failed", "m4": "done", **untouched}
+    report = machines.report()
+    assert report["untouched"] == ["m5", "m6"]
+    assert "m2, m3" in report["stopped"]
+    assert "Not touched: m5, m6" in done.stdout
+    assert "told to fail" in done.stdout
+    assert (machines.folder / "after").read_text() == "failed"
+
+
+def test_a_machine_that_cannot_be_begun_does_not_end_a_run_within_its_budget(fleet):
+    always = [{"from": "2000-01-01", "to": "2999-12-31", "reason": "freeze"}]
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    machines = fleet(
+        m1={**away, "vmbeam_labels": {"rack": "r1"}},
+        m2={"vmbeam_labels": {"rack": "r1"}, "vmbeam_blackouts": always},
+        m3={"vmbeam_labels": {"rack": "r2"}},
+        m4={"vmbeam_labels": {"rack": "r1"}},
+        m5={"vmbeam_labels": {"rack": "r1"}},
+    )
+    lock = HostLock(str(machines.folder / "m4.lock" / "lock.json"))
+    with lock.exclusive():
+        lock.write(Lock("another run", {"controller": "elsewhere"}, lock.clock.now(), lock.clock.now() + 600))
+
+    done = machines.run(vmbeam_select="rack=r1", vmbeam_failure_budget="50%")
+
+    assert done.returncode != 0
+    assert machines.results() == {"m1": "failed", "m2": "skipped", "m4": "failed", "m5": "done"}
+    assert machines.begun == ["m5"]
+    reasons = {machine["machine"]: machine["reason"] for machine in machines.report()["machines"]}
+    assert "freeze" in reasons["m2"]
+    assert "reserved by run another run" in reasons["m4"]
+    assert "elsewhere" in reasons["m4"]
+    with lock.exclusive():
+        assert lock.holder().owner == "another run"
+
+
+def test_a_killed_run_is_continued_and_nothing_is_done_twice(fleet, tmp_path):
+    machines = fleet(m1={}, m2={}, m3={})
+    for fifo in ("held", "go"):
+        os.mkfifo(tmp_path / fifo)
+    with (tmp_path / "killed.log").open("w") as log:
+        argv = machines.argv(fake_held="m2")
+        controller = subprocess.Popen(argv, env=machines.environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        # Ends as soon as the machine's part of the run writes to it.
+        subprocess.run(["timeout", str(TIMEOUT), "cat", str(tmp_path / "held")], check=True, capture_output=True)
+    finally:
+        controller.send_signal(signal.SIGKILL)
+        controller.wait()
+        print((tmp_path / "killed.log").read_text())
+    assert machines.begun == ["m1", "m2"]
+
+    done = machines.run()
+
+    assert done.returncode == 0
+    assert machines.results() == {"m1": "fresh", "m2": "done", "m3": "done"}
+    assert machines.begun == ["m1", "m2", "m2", "m3"]
+    assert not list(tmp_path.glob("*.lock/lock.json"))
+    # What the killed run had started ends, too.
+    os.close(os.open(tmp_path / "go", os.O_RDWR | os.O_NONBLOCK))
+
+
+def test_a_failing_hook_before_the_run_keeps_all_machines_untouched(fleet):
+    machines = fleet(m1={}, m2={})
+    (machines.folder / "before.yml").write_text("- ansible.builtin.fail: {msg: not today}\n")
+    done = machines.run(vmbeam_hooks={"before_run": "before.yml"})
+    assert done.returncode != 0
+    assert "not today" in done.stdout
+    assert machines.begun == []
+
+
+def test_what_a_playbook_before_found_decides_the_order(fleet):
+    """As playbooks/aging.yml does, which has chosen the machines once before, in another order."""
+    machines = fleet(m1={"score": 0.1}, m2={"score": 1.5}, m3={"score": 0.7})
+    before = machines.folder / "aging.yml"
+    score = {"name": "Judge", "ansible.builtin.set_fact": {"vmbeam_aging_score": "{{ score }}"}}
+    plays = [
+        {"import_playbook": str(ROOT / "playbooks" / "_targets.yml")},
+        {"hosts": "vmbeam_targets", "gather_facts": False, "tasks": [score]},
+    ]
+    before.write_text(yaml.safe_dump(plays))
+    done = machines.run(before, vmbeam_order="aging")
+    assert done.returncode == 0
+    assert machines.begun == ["m2", "m3", "m1"]
+    assert machines.results() == dict.fromkeys(["m2", "m3", "m1"], "done")
