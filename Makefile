@@ -37,6 +37,7 @@ lint: ## ansible-lint, ruff, mypy
 	ruff check .
 	ruff format --check .
 	mypy -p ansible_collections.vmbeam.xen.plugins
+	mypy extensions/eda/plugins/event_source/aging.py
 	ansible-lint
 
 .PHONY: test-unit
@@ -49,7 +50,7 @@ test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
 
 .PHONY: test-rejuvenation
 test-rejuvenation: ## All tests that move guests, the long ones too
-	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_interference.py tests/lab/test_aging.py
+	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_interference.py tests/lab/test_aging.py tests/lab/test_inventory.py tests/lab/test_report.py
 
 .PHONY: test-fleet
 test-fleet: ## Rolling runs over three machines: one fails, and the controller is killed half-way
