@@ -63,6 +63,10 @@ bench: ## Measure migration in the lab, ours and Xen's own (ARGS=--help: what, h
 bench-report: ## Make the benchmark's page and plots anew from its results.json (ARGS=DIRECTORY: of that one)
 	python -m benchmarks.results $(ARGS)
 
+.PHONY: bench-fleet
+bench-fleet: ## Measure a rolling run over a simulated fleet: the controller's time and memory (ARGS=--help)
+	python -m benchmarks.fleet $(ARGS)
+
 .PHONY: packages
 packages: ## Build the patched Xen as Debian packages (ARGS=--debug: with assertions)
 	packaging/build $(ARGS)

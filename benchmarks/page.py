@@ -65,7 +65,7 @@ def _times(found: dict[str, typing.Any] | None) -> str:
     return f"{_relation(found['relation'])}{_number(found['value'])}x" if found else "-"
 
 
-def _table(head: typing.Sequence[str], rows: typing.Iterable[typing.Sequence[str]]) -> str:
+def table(head: typing.Sequence[str], rows: typing.Iterable[typing.Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
@@ -99,7 +99,7 @@ def verdicts_text(verdicts: list[dict]) -> str:
         ]
         for verdict in verdicts
     ]
-    return _table(["Figure", "Measured", "Bound", "Aim", "Verdict", "From"], rows)
+    return table(["Figure", "Measured", "Bound", "Aim", "Verdict", "From"], rows)
 
 
 def results_text(found: dict[str, dict[str, dict]]) -> str:
@@ -120,7 +120,7 @@ def results_text(found: dict[str, dict[str, dict]]) -> str:
                     _cell(result["longest_gap_seconds"]),
                 ]
             )
-    return _table(head, rows) if rows else "Not measured."
+    return table(head, rows) if rows else "Not measured."
 
 
 def _told(found: dict[str, typing.Any] | None, metric: str) -> bool:
@@ -140,13 +140,13 @@ def _part_text(part: dict, by: str) -> str:
         cells = [_cell(row["methods"].get(method)) for method in methods]
         rows.append([first, *cells, *([_times(row["ratio"])] if ratios else [])])
     title = f"{part['title'][0].upper()}{part['title'][1:]} ({part['unit']}):"
-    return f"{title}\n\n{_table([about, *methods, *([f'{BASELINE} / {ZERO_COPY}'] if ratios else [])], rows)}"
+    return f"{title}\n\n{table([about, *methods, *([f'{BASELINE} / {ZERO_COPY}'] if ratios else [])], rows)}"
 
 
 def _throughput_text(figure: dict) -> str:
     rows = [[way, _cell(found)] for way, found in figure["ways"].items()]
     rows += [[name, _times(found)] for name, found in figure["ratios"].items()]
-    return _table(["Way", figure["unit"]], rows)
+    return table(["Way", figure["unit"]], rows)
 
 
 def figures_text(figures: dict[str, dict]) -> str:
