@@ -84,6 +84,7 @@ def page(found: Record) -> str:
         f"Written by `{found['command']}`; a change is lost. The values are in `fleet.json`.",
         f"ansible-core {found['ansible']}, Python {found['python']}, {found['cpus']} CPUs, which other work used "
         "too: CPU time is the figure to look at, wall time only an upper bound.",
+        "" if found["complete"] else "**The run is not complete**: it is under way, or was broken off.",
         _NOTES,
         "## Cost",
         "CPU seconds are those of ansible-playbook and all its processes. The peak is the resident memory of its main "
@@ -150,7 +151,7 @@ def page(found: Record) -> str:
         events = [record for record in found["events"] if record["kind"] == kind]
         if events:
             parts += [f"## {title}", _event_text(events)]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def _event_text(events: list[Record]) -> str:

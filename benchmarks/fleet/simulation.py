@@ -55,6 +55,7 @@ def new_machine(name: str, guests: int, *, due: bool = True) -> State:
         "next_domid": 2,
         "calls": {},
         "journal": [],
+        "lock": None,
         "fault": None,
     }
 
@@ -301,6 +302,19 @@ def _guest_migrate(state: State, place: str, arguments: Answer) -> Answer:
     return {"changed": moves, "location": "destination", "migration": report}
 
 
+def _host_lock(state: State, _place: str, arguments: Answer) -> Answer:
+    held, owner = state["lock"], arguments["owner"]
+    ours = held is not None and held["owner"] == owner
+    if arguments.get("state", "present") == "absent":
+        state["lock"] = None if ours else held
+        return {"holder": state["lock"]}
+    if held and not ours and held["owner"] != arguments.get("takeover"):
+        return {"failed": True, "msg": f"reserved by {held['owner']}", "holder": held}
+    times = {"since": _now(), "age_seconds": 1.0, "expires_in_seconds": 3600.0, "expired": False}
+    state["lock"] = held if ours else {"owner": owner, "details": arguments.get("details", {}), **times}
+    return {"holder": state["lock"], "previous": held["owner"] if held and not ours else None}
+
+
 def _stat(state: State, _place: str, arguments: Answer) -> Answer:
     path = arguments["path"]
     if path == IMAGE:
@@ -360,6 +374,7 @@ _MODULES: dict[str, typing.Callable[[State, str, Answer], Answer]] = {
     "file": _nothing,
     "guest_info": _guest_info,
     "guest_migrate": _guest_migrate,
+    "host_lock": _host_lock,
     "host_vm": _host_vm_module,
     "host_vm_disk": _host_vm_disk,
     "host_vm_info": _host_vm_info,

@@ -62,10 +62,10 @@ def test_the_inventory_names_what_the_machines_are(fleet, tmp_path):
 
 
 def test_addresses_of_a_large_fleet_differ(tmp_path):
-    path = inventory.write(tmp_path, hosts=600, guests=1)
+    path = inventory.write(tmp_path, hosts=300, guests=1)
     machines = yaml.safe_load(path.read_text())["all"]["children"]["vmbeam_hosts"]["hosts"]
     slots = [slot for machine in machines.values() for slot in machine["vmbeam_slots"].values()]
-    assert len({slot["address"] for slot in slots}) == len({slot["mac"] for slot in slots}) == 1200
+    assert len({slot["address"] for slot in slots}) == len({slot["mac"] for slot in slots}) == 600
 
 
 def test_a_machine_that_is_rolled_is_finished_once(fleet):
@@ -131,6 +131,17 @@ def test_a_session_is_used_by_one_guest(fleet):
     attach(fleet, "m0001-g01")
     move(fleet, "m0001-g01", session=first[0]["session"])
     assert call(fleet, "zero_copy_session", **pair)["sessions"] != first
+
+
+def test_a_lock_has_one_owner_and_can_be_taken_over_by_name(fleet):
+    assert call(fleet, "host_lock", owner="one", details={"run_id": 1})["holder"]["owner"] == "one"
+    refused = call(fleet, "host_lock", owner="other")
+    assert refused["failed"]
+    assert refused["holder"]["details"] == {"run_id": 1}
+    call(fleet, "host_lock", owner="other", state="absent")
+    assert call(fleet, "host_lock", owner="other", takeover="one")["previous"] == "one"
+    call(fleet, "host_lock", owner="other", state="absent")
+    assert call(fleet, "host_lock", owner="one")["previous"] is None
 
 
 def test_what_is_not_simulated_fails_and_says_so(fleet):
@@ -251,6 +262,7 @@ def test_what_would_take_too_long_is_left_out_and_said(tmp_path, monkeypatch):
     assert found["not_run"] == ["serial 1, 100 hosts, 5 forks: would take about 33 minutes here"]
     page = (tmp_path / "FLEET.md").read_text()
     assert found["not_run"][0] in page
+    assert "not complete" not in page
     assert "| serial 1 | 5 | 3, 10 | 1.00x | 10.00 | 0.10 |" in page
 
 
@@ -259,3 +271,18 @@ def test_a_fleet_that_was_not_rolled_to_its_end_fails_the_command(tmp_path, monk
     argv = ["--hosts", "3", "--serials", "[1]", "--no-loop", "--no-events", "--output", str(tmp_path)]
     assert command.main(argv) == 1
     assert "**no**" in (tmp_path / "FLEET.md").read_text()
+
+
+def test_a_run_that_was_broken_off_says_so(tmp_path, monkeypatch):
+    def measure(_method, hosts, _guests, _forks):
+        if hosts == 10:
+            raise KeyboardInterrupt
+        return record(hosts, hosts)
+
+    monkeypatch.setattr(runs, "measure", measure)
+    argv = ["--hosts", "3,10", "--serials", "[1]", "--no-loop", "--no-events", "--output", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        command.main(argv)
+    page = (tmp_path / "FLEET.md").read_text()
+    assert "not complete" in page
+    assert "| serial 1 | 3 x 10 |" in page
