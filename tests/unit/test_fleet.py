@@ -150,6 +150,22 @@ def test_what_is_not_simulated_fails_and_says_so(fleet):
     assert "reboot is not simulated" in answer["msg"]
 
 
+def test_commands_of_the_roles_are_answered_and_no_others(fleet):
+    def run(command):
+        return call(fleet, "command", _raw_params=command)
+
+    keys = run('for key in m0001-b migration; do base64 --wrap=0 "$key" && echo || exit 1; done')
+    assert len(keys["stdout"].splitlines()) == 2
+    assert run('for lock in /run/lock/*; do flock "$lock" true; done') == {
+        "changed": True,
+        "rc": 0,
+        "stdout": "",
+        "stderr": "",
+        "cmd": ["for", "lock", "in", "/run/lock/*;", "do", "flock", '"$lock"', "true;", "done"],
+    }
+    assert run("reboot")["failed"]
+
+
 def test_an_uploaded_file_can_be_copied_and_read(fleet):
     fleet.upload("m0001", "/tmp/source", "text")
     call(fleet, "copy", src="/tmp/source", dest="/var/lib/state.json")
