@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.vmbeam.xen.plugins.plugin_utils import _plan, _preflight, _recovery, _report
+from ansible_collections.vmbeam.xen.plugins.plugin_utils import (
+    _affinity,
+    _plan,
+    _preflight,
+    _preview,
+    _recovery,
+    _report,
+)
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._filters import checked
 
 
@@ -20,6 +27,10 @@ class FilterModule:
         functions: dict[str, Callable[..., Any]] = {
             "rejuvenation_plan": _plan.make_plan,
             "rejuvenation_plan_text": _plan.describe,
+            "rejuvenation_confirm": _plan.confirm_plan,
+            "rejuvenation_batches": _plan.batches,
+            "rejuvenation_preview": _preview.preview,
+            "rejuvenation_turns": _affinity.turns,
             "rejuvenation_destination_problems": _preflight.destination_problems,
             "rejuvenation_recovery": _recovery.recovery,
             "rejuvenation_report": _report.make_report,

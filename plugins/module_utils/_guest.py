@@ -46,7 +46,21 @@ def describe(domain: Domain, config: Mapping[str, Any]) -> dict[str, Any]:
             for disk in config.get("disks", [])
         ],
         "nics": [{"mac": nic.get("mac"), "bridge": nic.get("bridge")} for nic in config.get("nics", [])],
+        "devices": _devices(config),
+        "cpu_affinity": config.get("b_info", {}).get("vcpu_hard_affinity", []),
+        "migratable": config.get("b_info", {}).get("disable_migrate") != "True",
     }
+
+
+def _devices(config: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The devices of the host that the guest has to itself; libxl leaves out values that are 0."""
+    pci = [
+        f"{device.get('domain', 0):04x}:{device.get('bus', 0):02x}:{device.get('dev', 0):02x}.{device.get('func', 0):x}"
+        for device in config.get("pcidevs", [])
+    ]
+    usb = [f"{device.get('ctrl', 0)}-{device.get('port', 0)}" for device in config.get("usbdevs", [])]
+    tree = [str(device.get("path")) for device in config.get("dtdevs", [])]
+    return [{"type": kind, "id": one} for kind, ids in (("pci", pci), ("usb", usb), ("dt", tree)) for one in ids]
 
 
 def _disk_id(target: str | None) -> str | None:
@@ -56,12 +70,18 @@ def _disk_id(target: str | None) -> str | None:
 def config_name(path: str) -> str:
     """The guest's name in an xl configuration file. Raises InvalidInput."""
     try:
-        found = _CONFIG_NAME.findall(Path(path).read_text())
+        found = name_in(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as exc:
         raise InvalidInput(f"config: {path} cannot be read on this host: {exc}.") from exc
-    if not found:
+    if found is None:
         raise InvalidInput(f"config: {path} has no line 'name = \"...\"'. Add it: the guest is known by its name.")
-    return str(found[-1][1])
+    return found
+
+
+def name_in(text: str) -> str | None:
+    """The guest's name in the text of an xl configuration, None if it has none."""
+    found = _CONFIG_NAME.findall(text)
+    return str(found[-1][1]) if found else None
 
 
 class Guests:
@@ -134,14 +154,18 @@ class Guests:
                 exc.details["left_behind"] = f"Undoing the start failed too, {name} may be left: {undo}"
             raise
 
-    def remove(self, domain: Domain, deadline: Deadline, *, graceful: bool) -> None:
-        """Shuts the guest down if graceful, and destroys what is left."""
+    def remove(self, domain: Domain, deadline: Deadline, *, graceful: bool, forced: bool = True) -> None:
+        """Shuts the guest down if graceful, and destroys what is left.
+
+        Unless forced, a guest that does not shut down is left as it is: raises WaitTimeout or CommandError.
+        """
         if graceful and domain.live:
             try:
                 self._xl.shutdown(domain.domid)
                 wait_for(lambda: not self._is_live(domain.domid), deadline, f"{domain.name} to shut down")
             except (WaitTimeout, CommandError):
-                pass  # destroyed next
+                if not forced:
+                    raise
         if self._exists(domain.domid):
             self._xl.destroy(domain.domid)
             wait_for(

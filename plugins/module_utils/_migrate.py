@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from ansible_collections.vmbeam.xen.plugins.module_utils import _process
+from ansible_collections.vmbeam.xen.plugins.module_utils._cold import STATES, ColdMove, ColdOptions
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     CommandError,
     CommandTimeout,
@@ -31,6 +32,7 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import
     AWAY,
     DESTINATION,
     INCOMING,
+    NOWHERE,
     SOURCE,
     UNKNOWN,
     Phase,
@@ -175,8 +177,9 @@ class Migration:
         locks: str = LOCKS,
         *,
         session: int | None = None,
+        cold: ColdOptions | None = None,
     ) -> None:
-        """session: of strategy zero_copy; None lets xl take one that is free."""
+        """session: of strategy zero_copy; None lets xl take one that is free. cold: of strategy cold."""
         self._name = name
         self._session = session
         self._links = links
@@ -188,6 +191,7 @@ class Migration:
         self._phase = Phase.NONE
         self._log = Log(self._clock)
         self.report = Report(guest=name, strategy=strategy)
+        self._cold_move = ColdMove(name, links, cold, self._clock) if cold else None
 
     # --- observing
 
@@ -220,6 +224,10 @@ class Migration:
 
     def foresee(self) -> tuple[str, bool]:
         """The guest's location, and whether a run would change anything; raises Undecided."""
+        location = self._cold_location()
+        if location and self._cold_move:
+            self._cold_move.check()
+            return location, True
         verdict = _decided(self.verdict())
         return verdict.location, verdict != Verdict(DESTINATION)
 
@@ -244,6 +252,12 @@ class Migration:
             self.report.seconds = round(self._clock.now() - started, 3)
 
     def _run(self) -> bool:
+        if self._cold_move:
+            # A run that was cut may have left a start at work there.
+            self._await_receiver_end()
+            if (self._cold_location() or self._settle()) != DESTINATION:
+                self._cold(self._cold_move)
+                return True
         if self._settle() == DESTINATION:
             return bool(self.report.repairs)
         guest = self._links.source.domain(self._name)
@@ -497,6 +511,47 @@ class Migration:
         if receiver_rc != 0:
             raise self._failed("xl restore at the destination", receiver_rc)
         self.report.bytes = pump.bytes
+
+    # --- strategy cold
+
+    def _cold_location(self) -> str | None:
+        """Where a guest is that can be moved cold as it is, running or not; None if that is for the verdict to say."""
+        if self._cold_move is None:
+            return None
+        here = Sighting.of(self._name, self._links.source.domains())
+        there = Sighting.of(self._name, self._links.destination.domains())
+        if there.all() or here.incoming or here.away:
+            return None
+        if here.guest is None:
+            return NOWHERE
+        return SOURCE if here.guest.state in STATES else None
+
+    def _cold(self, move: ColdMove) -> None:
+        """Shuts the guest down, if it is not already, and starts it at the destination."""
+        move.check()
+        asked = self._clock.now()
+        guest = self._links.source.domain(self._name)
+        if guest:
+            try:
+                move.stop(guest)
+            except VmbeamError as exc:
+                raise CommandError(f"{exc.message} Nothing was started at the destination.", **exc.details) from exc
+            self.report.phases["stop"] = round(self._clock.now() - asked, 3)
+        started = self._clock.now()
+        try:
+            move.start(self._timeout, self._receiver)
+        except VmbeamError as exc:
+            reason = f"{self._name} was shut down, and it could not be started at the destination: {exc.message}"
+            try:
+                self._await_receiver_end()
+                self.report.repairs.append(move.undo_start(self._timeout))
+            except VmbeamError as last:
+                raise CommandError(f"{reason} Nor at the source: {last.message}", **exc.details) from exc
+            raise CommandError(f"{reason} It was started again at the source.", **exc.details) from exc
+        self._verify()
+        self.report.phases["start"] = round(self._clock.now() - started, 3)
+        if guest and guest.live:
+            self.report.downtime_seconds = round(self._clock.now() - asked, 3)
 
     # --- helpers of the strategies
 

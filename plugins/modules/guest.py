@@ -87,6 +87,9 @@ guest:
     nics:
       - mac: "00:16:3e:00:02:01"
         bridge: xenbr0
+    devices: []
+    cpu_affinity: []
+    migratable: true
 """
 
 from typing import Any

@@ -78,6 +78,19 @@ guests:
       description: Its network interfaces.
       type: list
       elements: dict
+    devices:
+      description: >-
+        Devices of the host VM that are passed through to it, each with C(type) (V(pci), V(usb) or V(dt)) and C(id), for
+        USB the controller and port of the guest.
+      type: list
+      elements: dict
+    cpu_affinity:
+      description: For each of its virtual CPUs that was pinned when it was started, the CPUs that it may run on.
+      type: list
+      elements: list
+    migratable:
+      description: Whether it was started without C(nomigrate).
+      type: bool
   sample:
     - name: web1
       domid: 2
@@ -94,6 +107,9 @@ guests:
       nics:
         - mac: "00:16:3e:00:02:01"
           bridge: xenbr0
+      devices: []
+      cpu_affinity: []
+      migratable: true
 configurations:
   description: The files C(*.cfg) of O(config_directory), by path.
   returned: if O(config_directory) is given

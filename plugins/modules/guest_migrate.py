@@ -43,9 +43,29 @@ options:
         in all, and the longest downtime.
       - V(zero_copy) passes the memory on to the destination, which is a host VM on the same machine, without copying
         it. It takes a session (M(vmbeam.xen.zero_copy_session)).
+      - V(cold) does not take the memory along. The guest is shut down, and started anew at the destination from
+        O(config). One that has crashed or shut down already is started anew too, and one that is in neither guest dom0
+        is started at the destination, which is how an interrupted run goes on. If it cannot be started there, it is
+        started again at the source.
     type: str
-    choices: [precopy, suspend, zero_copy]
+    choices: [precopy, suspend, zero_copy, cold]
     default: precopy
+  config:
+    description:
+      - Path of the guest's xl configuration for O(strategy=cold), the same in both guest dom0s. Its C(name) must be
+        O(name).
+      - What was changed of the running guest since it was started (memory, devices) is not in it.
+    type: path
+  shutdown_timeout:
+    description: Seconds that the guest may take to shut down with O(strategy=cold).
+    type: float
+    default: 300
+  destroy:
+    description: >-
+      Whether a guest that does not shut down within O(shutdown_timeout) is destroyed, as if its power was cut.
+      Otherwise the module fails then, and the guest stays at the source; it may still shut down later.
+    type: bool
+    default: false
   session:
     description:
       - Number of the session for O(strategy=zero_copy).
@@ -74,8 +94,9 @@ options:
     default: []
   timeout:
     description: >-
-      Seconds that the migration may take. After that it is broken off and the guest runs on at the source. xl may
-      need some more minutes for that, so allow ten more where the task itself has a limit, such as C(async).
+      Seconds that the migration, or with O(strategy=cold) the start of the guest, may take. After that it is broken off
+      and the guest runs on at the source. xl may need some more minutes for that, so allow ten more where the task
+      itself has a limit, such as C(async).
     type: float
     default: 1800
 notes:
@@ -108,6 +129,14 @@ EXAMPLES = r"""
     transport: channel
   delegate_to: m1-a
 
+- name: Shut a guest down and start it in the other host VM
+  vmbeam.xen.guest_migrate:
+    name: legacy1
+    destination: 10.0.2.22
+    strategy: cold
+    config: /etc/xen/guests/legacy1.cfg
+  delegate_to: m1-a
+
 - name: Migrate a guest over the machine's own bridge
   vmbeam.xen.guest_migrate:
     name: web3
@@ -134,14 +163,16 @@ migration:
     downtime_seconds:
       description: >-
         Time from xl's message that the guest is suspended to the one that it is started, as both were seen at
-        the source; null if one of them was not seen.
+        the source; null if one of them was not seen. With O(strategy=cold) from the request to shut down until the
+        guest is started, without its boot; null if it did not run.
       type: float
     bytes:
       description: Size of the migration stream, null if unknown, as it is with O(strategy=precopy).
       type: int
     phases:
       description:
-        - Seconds that each phase of xl's migration took, as seen at the source. Empty with O(strategy=suspend).
+        - Seconds that each phase of xl's migration took, as seen at the source. Empty with O(strategy=suspend);
+          C(stop) and C(start) with O(strategy=cold).
         - C(connect) ends when the receiver is ready; C(memory), with the guest running, when it is suspended; C(state),
           when the destination has all of it; C(hand_over), when the destination may go on; C(start), when the guest is
           started; C(clean_up), when the source has removed its copy. One whose end was not seen counts to the next one.
@@ -187,6 +218,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._cold import ColdOptions
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import InvalidInput, VmbeamError
 from ansible_collections.vmbeam.xen.plugins.module_utils._migrate import Links, Migration
 from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import DESTINATION
@@ -220,6 +252,15 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         )
     else:
         links = Links(Xl(), Xl(ssh=ssh), rune)
+    cold = None
+    if params["strategy"] == "cold":
+        if params["config"] is None:
+            raise InvalidInput("config: strategy cold needs the path of the guest's xl configuration.")
+        cold = ColdOptions(
+            _checks.path("config", params["config"]),
+            _checks.positive("shutdown_timeout", params["shutdown_timeout"]),
+            params["destroy"],
+        )
     if params["session"] is not None:
         if params["strategy"] != "zero_copy":
             raise InvalidInput(f"session: strategy {params['strategy']} uses none. Leave it out.")
@@ -232,6 +273,7 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         params["strategy"],
         timeout=_checks.positive("timeout", params["timeout"]),
         session=params["session"],
+        cold=cold,
     )
     try:
         if module.check_mode:
@@ -256,7 +298,10 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "destination": {"type": "str", "required": True},
             "destination_user": {"type": "str", "default": "root"},
-            "strategy": {"type": "str", "choices": ["precopy", "suspend", "zero_copy"], "default": "precopy"},
+            "strategy": {"type": "str", "choices": ["precopy", "suspend", "zero_copy", "cold"], "default": "precopy"},
+            "config": {"type": "path"},
+            "shutdown_timeout": {"type": "float", "default": 300},
+            "destroy": {"type": "bool", "default": False},
             "session": {"type": "int"},
             "transport": {"type": "str", "choices": ["ssh", "tcp", "channel"], "default": "ssh"},
             "channel": {"type": "int"},

@@ -37,6 +37,8 @@ def slot_view(slot: str, observed: dict[str, Any], settings: dict[str, Any]) -> 
         "error": dom0.get("error") or "",
         "guests": dom0.get("guests") or [],
         "hypervisor": dom0.get("hypervisor") or {},
+        "configurations": dom0.get("configurations") or [],
+        "zero_copy": dom0.get("zero_copy"),
     }
 
 

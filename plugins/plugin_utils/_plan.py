@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.vmbeam.xen.plugins.module_utils._guest import name_in
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._affinity import groups_of, move_batches
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._estimate import estimate
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._observation import (
     SLOTS,
     copies_by_guest,
@@ -20,7 +23,14 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils._observation import (
     slot_age,
     slot_view,
 )
-from ansible_collections.vmbeam.xen.plugins.plugin_utils._preflight import new_problem, plan_problems
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._preflight import (
+    destination_problems,
+    guest_problems,
+    new_problem,
+    plan_problems,
+    silence_problems,
+)
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._strategy import choose, settled_strategy
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, or_unknown, text_table
 
 
@@ -30,7 +40,8 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     `observed` holds machine, now, hypervisor, host_vms, domains, image, free_disk_mb, guest_dom0s and state;
     `settings` holds the role's options. The plan's `action` is one of:
 
-    - skip: the active host VM is fresh, nothing to do
+    - skip: the active host VM is fresh, nothing to do; or a guest that cannot move has the policy skip_host; or
+      only guests that the policy leave_and_skip keeps there are left to move
     - rejuvenate: start the other slot's host VM and move every guest to it
     - resume: both host VMs run because an earlier run was cut; finish it
     - impossible: it is not known which host VM to move from or to; `problems` says why
@@ -46,8 +57,10 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
         "source": None,
         "destination": None,
         "guests": [],
+        "batches": [],
         "idle_disks": [],
         "steps": [],
+        "estimate": None,
         "unrecorded_run": False,
         "problems": [],
     }
@@ -88,11 +101,49 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     if recreate:
         destination = dict(destination, reachable=True, guests=[], disks=[])
 
-    plan["guests"] = _guest_steps(source, destination, settings)
-    plan["idle_disks"] = _idle_disks(source, plan["guests"])
+    _place_guests(plan, source, destination, observed, settings)
     plan["problems"] += plan_problems(plan, source, destination, observed, settings)
+    why_skip = _reason_to_skip(plan, source)
+    if why_skip:
+        return dict(plan, action="skip", reason=why_skip, batches=[], problems=[])
+    plan["problems"] += _late_skips(plan)
+    plan["estimate"] = estimate(plan, (observed.get("state") or {}).get("history") or [])
     plan["steps"] = _steps(plan)
     return plan
+
+
+def confirm_plan(plan: dict[str, Any], observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the plan again, by what is observed once the destination runs, before the first guest moves.
+
+    Starting a host VM takes minutes: guests may have come, gone or stopped since, and only now is it known what
+    the destination offers. Source and destination stay as they are. `changes` says in words what differs, and
+    `problems` what keeps the guests from moving now.
+    """
+    source = slot_view(plan["source"]["slot"], observed, settings)
+    destination = slot_view(plan["destination"]["slot"], observed, settings)
+    confirmed = dict(plan, changes=[])
+    _place_guests(confirmed, source, destination, observed, settings)
+    problems = silence_problems(confirmed, source, destination)
+    if not problems:
+        problems = destination_problems(confirmed, source["hypervisor"], destination["hypervisor"])
+    confirmed["problems"] = problems + guest_problems(confirmed, observed) + _late_skips(confirmed)
+    before = {guest["name"]: guest for guest in plan["guests"]}
+    after = {guest["name"]: guest for guest in confirmed["guests"]}
+    confirmed["changes"] += [f"guest {name} is gone" for name in before.keys() - after.keys()]
+    for name, guest in after.items():
+        if name not in before:
+            confirmed["changes"].append(f"guest {name} is new: {guest['step']} ({guest['strategy']})")
+        elif any(guest[key] != before[name][key] for key in ("step", "strategy")):
+            confirmed["changes"].append(
+                f"guest {name}: {guest['step']} ({guest['strategy']}), {guest['strategy_reason']}"
+            )
+    return confirmed
+
+
+def batches(plan: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return the guests that are to move, batch after batch, those of one batch at the same time."""
+    by_name = {guest["name"]: guest for guest in plan["guests"]}
+    return [[by_name[name] for name in batch] for batch in plan["batches"]]
 
 
 def freshness(slot: dict[str, Any], observed: dict[str, Any], settings: dict[str, Any]) -> tuple[bool, str]:
@@ -127,8 +178,14 @@ def describe(plan: dict[str, Any]) -> list[str]:
         ]
         columns = ["guest", "type", "memory", "vcpus", "location", "step", "strategy", "disks"]
         lines += ["", *text_table(rows, columns)]
+        lines += [
+            f"{guest['name']}: {guest['strategy_reason']}"
+            for guest in plan["guests"]
+            if guest.get("strategy_reason") and not guest["strategy_reason"].startswith("set for ")
+        ]
     if plan["steps"]:
         lines += ["", *(f"  {number}. {step}" for number, step in enumerate(plan["steps"], 1))]
+        lines += ["", _estimate_text(plan["estimate"])]
     if plan["problems"]:
         lines += ["", f"Refused, {len(plan['problems'])} problem(s):"]
         lines += [
@@ -136,6 +193,63 @@ def describe(plan: dict[str, Any]) -> list[str]:
             for number, problem in enumerate(plan["problems"], 1)
         ]
     return lines
+
+
+def _estimate_text(figures: dict[str, Any]) -> str:
+    if figures["seconds"] is None:
+        return f"Estimated time: unknown, as no earlier run tells it of: {', '.join(figures['unknown'])}"
+    downtimes = [guest["downtime_seconds"] for guest in figures["guests"].values()]
+    known = [seconds for seconds in downtimes if seconds is not None]
+    longest = f", longest downtime {duration(max(known))}" if known else ""
+    return f"Estimated time: {duration(figures['seconds'])}{longest} (by {figures['runs']} earlier run(s))"
+
+
+def _place_guests(
+    plan: dict[str, Any],
+    source: dict[str, Any],
+    destination: dict[str, Any],
+    observed: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    """Enter the guests of both host VMs into the plan: where they are, what is to be done, in which batches."""
+    plan["guests"] = _guest_steps(source, destination, observed, settings)
+    plan["idle_disks"] = _idle_disks(source, plan["guests"])
+    going = [guest for guest in plan["guests"] if guest["step"] in ("move", "finish")]
+    plan["batches"] = move_batches(going, int(settings.get("parallel_guests") or 1))
+
+
+def _reason_to_skip(plan: dict[str, Any], source: dict[str, Any]) -> str | None:
+    """Return why the machine is left alone because of guests that cannot move, None if it is not."""
+    skipping = [guest for guest in plan["guests"] if guest["step"] == "skip_host"]
+    if skipping and plan["action"] == "rejuvenate":
+        return "the machine is left alone: " + "; ".join(guest["strategy_reason"] for guest in skipping)
+    left = [guest for guest in plan["guests"] if guest["step"] == "leave"]
+    attached = {disk["id"] for disk in source["disks"]}
+    settled = all(
+        guest["step"] == "leave"
+        or (guest["step"] == "finish" and attached.isdisjoint(disk.get("id") for disk in guest["disks"]))
+        for guest in plan["guests"]
+    )
+    if plan["action"] == "resume" and left and settled and not plan["idle_disks"]:
+        return f"all that can move is in {plan['destination']['name']}; {plan['source']['name']} is kept: " + "; ".join(
+            guest["strategy_reason"] for guest in left
+        )
+    if plan["action"] == "rejuvenate" and left and len(left) == len(plan["guests"]):
+        return "no guest can move: " + "; ".join(guest["strategy_reason"] for guest in left)
+    return None
+
+
+def _late_skips(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the problem of a machine that is to be left alone when its rejuvenation has begun already."""
+    return [
+        new_problem(
+            "skip_host",
+            f"{guest['strategy_reason']}, for which the machine was to be left alone, but its rejuvenation has begun",
+            "make the guest movable, or set another policy for it (vmbeam_guest_unmovable_policies)",
+        )
+        for guest in plan["guests"]
+        if guest["step"] == "skip_host"
+    ]
 
 
 def _direction(
@@ -196,18 +310,26 @@ def _guest_view(guest: dict[str, Any]) -> dict[str, Any]:
         "vcpus": guest.get("vcpus") or 1,
         # An empty CD drive is a disk without a target: nothing to move.
         "disks": [dict(disk) for disk in guest.get("disks") or [] if disk.get("target")],
+        "devices": guest.get("devices") or [],
+        "cpu_affinity": guest.get("cpu_affinity") or [],
+        "migratable": guest.get("migratable"),
     }
 
 
-def _guest_steps(source: dict[str, Any], destination: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
+def _guest_steps(
+    source: dict[str, Any], destination: dict[str, Any], observed: dict[str, Any], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Return every guest of both host VMs with its place and what is left to do with it.
 
-    guest_migrate judges copies that a cut migration left, so they are steps like any other.
+    guest_migrate judges copies that a cut migration left, so they are steps like any other. A guest that a cut run
+    had shut down to start it in the destination is in neither host VM: the run's record has it.
     """
     paths = {disk["id"]: disk.get("path") for disk in destination["disks"] + source["disks"]}
-    strategies = settings.get("guest_strategies") or {}
+    run = (observed.get("state") or {}).get("run") or {}
+    configs = {name_in(file["content"]): file["path"] for file in source["configurations"]}
     steps = []
-    for name, copies in copies_by_guest(source, destination).items():
+    found = copies_by_guest(source, destination)
+    for name, copies in found.items():
         guest = _guest_view(copies.best)
         for disk in guest["disks"]:
             disk["path"] = paths.get(disk.get("id"))
@@ -215,9 +337,29 @@ def _guest_steps(source: dict[str, Any], destination: dict[str, Any], settings: 
         guest["location"] = copies.location
         guest["settled"] = copies.settled
         guest["step"] = "finish" if copies.settled and copies.location == "destination" else "move"
-        guest["strategy"] = strategies.get(name, settings.get("strategy", "precopy"))
         steps.append(guest)
-    return steps
+    if run.get("source") == source["name"] and run.get("destination") == destination["name"]:
+        steps += [
+            dict(guest, location="nowhere", state=None, settled=True, step="move")
+            for guest in run.get("cold") or []
+            if guest["name"] not in found and guest["name"] not in (settings.get("confirm_gone") or [])
+        ]
+    for guest in steps:
+        guest["config"] = configs.get(guest["name"]) or guest.get("config")
+        guest["cut_strategy"] = (run.get("strategies") or {}).get(guest["name"])
+        guest["anti_affinity"] = groups_of(guest["name"], settings)
+        guest.update(strategy_reason="", problems=[])
+        if guest["step"] == "finish":
+            guest["strategy"] = settled_strategy(guest, settings)
+            continue
+        if guest["location"] == "nowhere":
+            guest.update(strategy="cold", strategy_reason="shut down by the run that was cut")
+            continue
+        choice = choose(guest, source, destination, settings)
+        guest.update(
+            step=choice.step, strategy=choice.strategy, strategy_reason=choice.reason, problems=choice.problems
+        )
+    return sorted(steps, key=lambda guest: str(guest["name"]))
 
 
 def _idle_disks(source: dict[str, Any], guests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -236,12 +378,20 @@ def _steps(plan: dict[str, Any]) -> list[str]:
         steps.append(f"start {destination} (generation {generation}) and wait until it is healthy")
     for guest in plan["guests"]:
         name, disks = guest["name"], len(guest["disks"])
-        if guest["step"] == "finish":
+        if guest["step"] == "leave":
+            steps.append(f"leave {name} in {source}")
+        elif guest["step"] == "finish":
             steps.append(f"finish {name}: it is in {destination}; check it, detach its disks from {source}")
+        elif guest["location"] == "nowhere":
+            steps.append(f"start {name} in {destination}, {disks} disk(s) with it: a run that was cut had shut it down")
         elif guest["settled"]:
             steps.append(f"move {name} from {source} to {destination} ({guest['strategy']}), {disks} disk(s) with it")
         else:
             steps.append(f"repair what a cut migration left of {name}, and end with it in {destination}")
     steps += [f"hand over disk {disk['id']}, which no running guest uses" for disk in plan["idle_disks"]]
-    steps.append(f"verify that no guest is left, then destroy {source}")
+    left = [guest["name"] for guest in plan["guests"] if guest["step"] == "leave"]
+    if left:
+        steps.append(f"keep {source} for {', '.join(left)}")
+    else:
+        steps.append(f"verify that no guest is left, then destroy {source}")
     return steps

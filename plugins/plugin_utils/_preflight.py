@@ -24,6 +24,16 @@ def plan_problems(
     settings: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Return the problems of a plan. `source` and `destination` are views of the slots (slot_view)."""
+    problems = silence_problems(plan, source, destination)
+    if plan["destination"]["start"]:
+        problems += _start_problems(plan, source, destination, observed, settings)
+    elif source["reachable"] and destination["reachable"]:
+        problems += destination_problems(plan, source["hypervisor"], destination["hypervisor"])
+    return problems + guest_problems(plan, observed)
+
+
+def silence_problems(plan: dict[str, Any], source: dict[str, Any], destination: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the guest dom0s that have to answer and do not."""
     problems = []
     if not source["reachable"]:
         problems.append(
@@ -44,12 +54,6 @@ def plan_problems(
                 "if no guest is in it, destroy it and run again",
             )
         )
-    if plan["destination"]["start"]:
-        problems += _start_problems(plan, source, destination, observed, settings)
-    elif source["reachable"] and destination["reachable"]:
-        problems += destination_problems(plan, source["hypervisor"], destination["hypervisor"])
-    for guest in plan["guests"]:
-        problems += _guest_problems(guest, source, destination, observed, settings)
     return problems
 
 
@@ -78,8 +82,8 @@ def destination_problems(
                 "raise vmbeam_host_vm_memory_mb or give the guest dom0 less memory in the golden image",
             )
         )
-    here, there = _version(source.get("version")), _version(destination.get("version"))
-    if moving and here and there and there < here:
+    live = any(guest["strategy"] != "cold" for guest in moving)
+    if live and older(destination, source):
         problems.append(
             new_problem(
                 "guest hypervisor version",
@@ -144,6 +148,7 @@ def _start_problems(
     hypervisor = source["hypervisor"]
     if hypervisor.get("total_memory_mb") is not None and hypervisor.get("free_memory_mb") is not None:
         used = int(hypervisor["total_memory_mb"]) - int(hypervisor["free_memory_mb"])
+        used -= sum(guest_footprint_mb(guest) for guest in plan["guests"] if guest["step"] == "leave")
         if used > memory:
             problems.append(
                 _shortage(
@@ -180,54 +185,23 @@ def _start_problems(
     return problems
 
 
-def _guest_problems(
-    guest: dict[str, Any],
-    source: dict[str, Any],
-    destination: dict[str, Any],
-    observed: dict[str, Any],
-    settings: dict[str, Any],
-) -> list[dict[str, Any]]:
+def guest_problems(plan: dict[str, Any], observed: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what keeps the guests that are to move from doing so, each for itself."""
     problems = []
-    name = guest["name"]
-    if guest["step"] != "move":
-        return []
-    kinds = settings.get("guest_types") or ["pvh", "hvm"]
-    if guest["type"] not in kinds:
-        problems.append(
-            new_problem(
-                "guest type",
-                f"guest {name} is of type {guest['type']}; only {' and '.join(kinds)} guests are moved",
-                "stop this guest, or move it by other means",
-            )
-        )
-    # What a cut migration left may be paused or suspended: guest_migrate knows what to do with it.
-    if guest["state"] in UNMOVABLE_STATES and guest["settled"]:
-        problems.append(
-            new_problem(
-                "guest state",
-                f"guest {name} is {guest['state']} and would not answer a request to suspend",
-                f"unpause or destroy it in {source['name']}",
-            )
-        )
-    for disk in guest["disks"]:
-        if not disk.get("path"):
+    for guest in plan["guests"]:
+        if guest["step"] != "move":
+            continue
+        name = guest["name"]
+        problems += guest["problems"]
+        probe = (observed.get("probes") or {}).get(name)
+        if probe and not probe.get("ok"):
             problems.append(
                 new_problem(
-                    "disk",
-                    f"guest {name}'s disk {disk.get('vdev') or '?'} ({disk.get('target')}) is not a disk that the "
-                    f"host dom0 attached to {source['name']}, so {destination['name']} cannot have it",
-                    "put it on the host dom0 and attach it with vmbeam.xen.host_vm_disk",
+                    "probe",
+                    f"guest {name} does not answer its probe before it moves ({probe.get('error') or 'no answer'})",
+                    f"repair the guest, or correct vmbeam_guest_probes.{name}",
                 )
             )
-    probe = (observed.get("probes") or {}).get(name)
-    if probe and not probe.get("ok"):
-        problems.append(
-            new_problem(
-                "probe",
-                f"guest {name} does not answer its probe before it moves ({probe.get('error') or 'no answer'})",
-                f"repair the guest, or correct vmbeam_guest_probes.{name}",
-            )
-        )
     return problems
 
 
@@ -248,6 +222,12 @@ def _shortage(what: str, needed: int, available: int, unit: str, message: str, f
     missing = needed - available
     text = f"{message}: needs {needed} {unit}, has {available} {unit}, {missing} {unit} missing"
     return dict(new_problem(what, text, fix), needed=needed, available=available, missing=missing, unit=unit)
+
+
+def older(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether one hypervisor (as guest_info returns it) is known to be older than the other."""
+    first, second = _version(one.get("version")), _version(other.get("version"))
+    return first is not None and second is not None and first < second
 
 
 def _version(text: Any) -> tuple[int, ...] | None:

@@ -36,7 +36,8 @@ def make_report(
         }
         for phase, end in zip(phases, ends, strict=True)
     ]
-    moved = [result for result in results if result["result"] == "moved"]
+    back = [result["guest"] for result in results if result["result"] == "moved back"]
+    moved = [result for result in results if result["result"] == "moved" and result["guest"] not in back]
     downtimes = [result["downtime_seconds"] for result in moved if result.get("downtime_seconds") is not None]
     return {
         "machine": plan["machine"],
@@ -51,6 +52,8 @@ def make_report(
         "phases": lasted,
         "guests": [_with_moments(result) for result in results],
         "guests_moved": len(moved),
+        "guests_moved_back": back,
+        "guests_left": [guest["name"] for guest in plan["guests"] if guest["step"] == "leave"],
         "longest_downtime_seconds": max(downtimes, default=None),
         "failure": failure or None,
     }
@@ -63,6 +66,8 @@ def report_text(report: dict[str, Any]) -> list[str]:
         f"{report['source']} -> {report['destination']} (generation {report['generation']}), "
         f"{report['guests_moved']} guest(s) moved"
     ]
+    if report["guests_left"]:
+        lines += ["", f"{report['source']} is kept for {', '.join(report['guests_left'])}"]
     if report["guests"]:
         rows = [
             {
@@ -102,13 +107,25 @@ def record_run(
             "destination": plan["destination"]["name"],
             "generation": plan["destination"]["generation"],
             "guests": [guest["name"] for guest in plan["guests"]],
+            "strategies": {guest["name"]: guest["strategy"] for guest in plan["guests"]},
+            # Once it is shut down, nothing else tells that such a guest is to be started in the destination.
+            "cold": [guest for guest in plan["guests"] if guest["step"] == "move" and guest["strategy"] == "cold"],
         }
     else:
         history.append(report)
         # A failed run that was not undone is still to be continued.
         failure = report["failure"]
-        run = state.get("run") if failure and not failure.get("undone") else None
+        run = _unfinished(state.get("run"), report) if failure and not failure.get("undone") else None
     return {"machine": plan["machine"], "run": run, "history": history[-limit:]}
+
+
+def _unfinished(run: dict[str, Any] | None, report: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a run without the guests that it started anew: from now on they may be stopped on purpose."""
+    if run is None:
+        return None
+    arrived = {guest["guest"] for guest in report["guests"] if guest["result"] in ("moved", "was there")}
+    there = arrived - set(report["guests_moved_back"])
+    return dict(run, cold=[guest for guest in run.get("cold") or [] if guest["name"] not in there])
 
 
 def close_cut_run(state: dict[str, Any], now: float, limit: int) -> dict[str, Any]:

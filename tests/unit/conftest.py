@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = Path(__file__).parent / "fakes"
 sys.path.insert(0, str(ROOT / "collections"))
+sys.path.insert(0, str(Path(__file__).parent / "builders"))
 
 DOM0 = {
     "name": "Domain-0",

@@ -345,15 +345,15 @@ def main_info(_arguments):
 def main_create(arguments):
     with open(arguments[-1]) as file:
         config = dict(line.strip().split(" = ", 1) for line in file if " = " in line)
-    if fault("create-refuses"):
+    if fault("create-refuses") or fault(f"create-refuses-{SIDE}"):
         say("libxl: error: libxl_create.c:1303:initiate_domain_create: Unable to create domain")
         sys.exit(3)
     domid = add(config["name"].strip('"'), "22222222-2222-2222-2222-222222222222")
     change(domid, memory=int(config.get("memory", 256)))
-    if fault("create-fails-halfway"):
+    if fault("create-fails-halfway") or fault(f"create-fails-halfway-{SIDE}"):
         say("libxl: error: libxl_dm.c:3131:device_model_spawn_outcome: Domain 9:domain 9 device model: spawn failed")
         sys.exit(3)
-    if fault("create-hangs"):
+    if fault("create-hangs") or fault(f"create-hangs-{SIDE}"):
         time.sleep(60)
     if fault("create-crashes"):
         change(domid, flags="---sc-", time=0.3)

@@ -13,9 +13,11 @@ from functools import partial
 
 import pytest
 from ansible_collections.vmbeam.xen.plugins.module_utils import _migrate, _transport
+from ansible_collections.vmbeam.xen.plugins.module_utils._cold import ColdOptions
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     CommandError,
     Conflict,
+    InvalidInput,
     Undecided,
     Unreachable,
     VmbeamError,
@@ -413,3 +415,115 @@ def test_ssh_arguments_of_the_administrator_come_first():
 def test_all_errors_are_typed():
     assert issubclass(Undecided, Conflict)
     assert issubclass(Conflict, VmbeamError)
+
+
+@pytest.fixture
+def cold(locks, tmp_path):
+    """A cold move of web, whose configuration both dom0s have: they share this computer's files."""
+    config = tmp_path / "web.cfg"
+    config.write_text('name = "web"\nmemory = 512\n')
+
+    def make(shutdown_timeout=5.0, destroy=False, path=config, timeout=20.0):
+        ssh = _transport.ssh_command("127.0.0.1", "root")
+        links = Links(Xl(), Xl(ssh=ssh), partial(_transport.ssh_rune, ssh))
+        options = ColdOptions(str(path), shutdown_timeout, destroy)
+        return Migration("web", links, "cold", timeout, locks=locks, cold=options)
+
+    return make
+
+
+def acts(fake_xen):
+    """What xl changed, in order."""
+    return [call for call in fake_xen.calls if call.split()[1] != "list"]
+
+
+class TestCold:
+    def test_shuts_down_here_and_starts_there(self, fake_xen, cold):
+        fake_xen.add("source", "web")
+        job = cold()
+        assert job.run() is True
+        assert fake_xen.seen("source") == {}
+        assert list(fake_xen.seen("destination")) == ["web"]
+        assert [call.split()[:2] for call in acts(fake_xen)] == [["source", "shutdown"], ["destination", "create"]]
+        assert 0 < job.report.downtime_seconds <= job.report.seconds
+        assert list(job.report.phases) == ["stop", "start"]
+
+    def test_a_second_run_changes_nothing(self, fake_xen, cold):
+        fake_xen.add("source", "web")
+        cold().run()
+        before = acts(fake_xen)
+        assert cold().run() is False
+        assert acts(fake_xen) == before
+
+    def test_check_mode_touches_nothing(self, fake_xen, cold):
+        fake_xen.add("source", "web")
+        assert cold().foresee() == ("source", True)
+        assert acts(fake_xen) == []
+
+    @pytest.mark.parametrize("flags", ["---sc-", "---s--"])
+    def test_a_guest_that_is_down_already(self, fake_xen, cold, flags):
+        fake_xen.add("source", "web", flags=flags)
+        job = cold()
+        assert job.run() is True
+        assert fake_xen.seen("source") == {}
+        assert list(fake_xen.seen("destination")) == ["web"]
+        assert job.report.downtime_seconds is None
+
+    def test_a_run_that_was_cut_after_the_shutdown_goes_on(self, fake_xen, cold):
+        assert cold().foresee() == ("nowhere", True)
+        assert cold().run() is True
+        assert list(fake_xen.seen("destination")) == ["web"]
+
+    @pytest.mark.parametrize("text", ['name = "db"\n', "memory = 1\n"])
+    def test_nothing_is_stopped_without_a_way_to_start_it(self, fake_xen, cold, tmp_path, text):
+        fake_xen.add("source", "web")
+        (tmp_path / "web.cfg").write_text(text)
+        assert "is the configuration of" in fails(cold(), InvalidInput).message
+        assert "cannot be read at the destination" in fails(cold(path=tmp_path / "none.cfg"), InvalidInput).message
+        assert both(fake_xen) == AT_SOURCE
+
+    def test_a_guest_that_does_not_shut_down_stays(self, fake_xen, cold):
+        fake_xen.add("source", "web")
+        fake_xen.fault("shutdown-ignored")
+        error = fails(cold(shutdown_timeout=0.5))
+        assert "to shut down. Nothing was started" in error.message
+        assert error.details["location"] == "source"
+        assert both(fake_xen) == AT_SOURCE
+
+    def test_its_power_is_cut_only_if_that_is_wanted(self, fake_xen, cold):
+        fake_xen.add("source", "web")
+        fake_xen.fault("shutdown-ignored")
+        assert cold(shutdown_timeout=0.5, destroy=True).run() is True
+        assert fake_xen.seen("source") == {}
+        assert list(fake_xen.seen("destination")) == ["web"]
+
+    @pytest.mark.parametrize("fault", ["create-refuses-destination", "create-fails-halfway-destination"])
+    def test_a_guest_that_cannot_start_there_is_started_again_here(self, fake_xen, cold, fault):
+        fake_xen.add("source", "web")
+        fake_xen.fault(fault)
+        error = fails(cold())
+        assert "It was started again at the source" in error.message
+        assert error.details["location"] == "source"
+        assert list(fake_xen.seen("source")) == ["web"]
+        assert fake_xen.seen("destination") == {}
+
+    def test_a_start_that_may_still_be_at_work_is_never_doubled(self, fake_xen, cold, tmp_path):
+        """The connection is lost, or the time is up, while the destination starts the guest."""
+        fake_xen.add("source", "web")
+        fake_xen.fault("create-hangs-destination")
+        error = fails(cold(timeout=2.0))
+        assert "A receiver of web is still at work" in error.message
+        assert fake_xen.seen("source") == {}
+        assert len(fake_xen.read("destination")) == 1
+        assert "still at work" in fails(cold(), Conflict).message
+
+    def test_a_paused_guest_could_not_shut_down_and_is_not_touched(self, fake_xen, cold):
+        fake_xen.add("source", "web", flags=PAUSED)
+        fails(cold(), Undecided)
+        assert both(fake_xen) == ({"web": PAUSED}, {})
+
+    def test_two_copies_are_left_to_a_person(self, fake_xen, cold):
+        fake_xen.add("source", "web")
+        fake_xen.add("destination", "web")
+        fails(cold(), Undecided)
+        assert acts(fake_xen) == []

@@ -19,6 +19,14 @@ CONFIG = {
     ],
     "nics": [{"mac": "00:16:3e:00:02:01", "bridge": "xenbr0"}],
 }
+# libxl leaves out what has its default value.
+TIED = {
+    "c_info": {"type": "hvm", "name": "web"},
+    "b_info": {"disable_migrate": "True", "vcpu_hard_affinity": [[2, 3]]},
+    "pcidevs": [{"bus": 3, "dev": 31, "func": 1}],
+    "usbdevs": [{"ctrl": 1, "port": 2}],
+    "dtdevs": [{"path": "/soc/eth0"}],
+}
 
 
 @pytest.fixture
@@ -185,12 +193,30 @@ def test_info(fake_xen, run):
             {"id": None, "target": "/dev/vg0/scratch", "vdev": "xvdb"},
         ],
         "nics": [{"mac": "00:16:3e:00:02:01", "bridge": "xenbr0"}],
+        "devices": [],
+        "cpu_affinity": [],
+        "migratable": True,
     }
     assert result["guests"][1]["type"] is None
     assert result["hypervisor"]["version"] == "4.17.5"
     assert [guest["name"] for guest in run("guest_info", name="bare")["guests"]] == ["bare"]
     assert run("guest_info", name="nobody")["guests"] == []
     assert changes(fake_xen) == ["source info"] * 3
+
+
+def test_info_tells_what_ties_a_guest_to_its_host(fake_xen, run):
+    fake_xen.add("source", "web")
+    domains = fake_xen.read("source")
+    domains[0]["config"] = TIED
+    fake_xen.write("source", domains)
+    web = run("guest_info")["guests"][0]
+    assert web["devices"] == [
+        {"type": "pci", "id": "0000:03:1f.1"},
+        {"type": "usb", "id": "1-2"},
+        {"type": "dt", "id": "/soc/eth0"},
+    ]
+    assert web["cpu_affinity"] == [[2, 3]]
+    assert web["migratable"] is False
 
 
 def test_info_of_an_empty_host(fake_xen, run):
@@ -238,6 +264,28 @@ def test_migrate(fake_xen, migrate, transport):
         again = migrate(check=check, transport=transport)
         assert again["changed"] is False
         assert again["location"] == "destination"
+
+
+@pytest.mark.processes
+def test_migrate_cold(fake_xen, migrate, tmp_path):
+    fake_xen.add("source", "web")
+    (tmp_path / "web.cfg").write_text('name = "web"\n')
+    options = {"strategy": "cold", "config": str(tmp_path / "web.cfg")}
+    assert migrate(check=True, **options)["diff"] == {
+        "before": {"location": "source"},
+        "after": {"location": "destination"},
+    }
+    assert fake_xen.seen("source") == {"web": LIVE}
+    result = migrate(**options)
+    assert result["changed"]
+    assert result["location"] == "destination"
+    assert fake_xen.seen("source") == {}
+    assert migrate(**options)["changed"] is False
+
+
+def test_migrate_cold_needs_a_configuration(fake_xen, migrate):
+    assert migrate(strategy="cold")["msg"].startswith("config: ")
+    assert fake_xen.calls == []
 
 
 @pytest.mark.processes

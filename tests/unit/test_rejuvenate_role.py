@@ -1,0 +1,357 @@
+# Copyright (c) vmbeam contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Role rejuvenate as Ansible runs it, on machines that are files: all but the modules that act on Xen is real."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = Path(__file__).parent / "fakes" / "machine" / "module.py"
+FAKED = (
+    "guest",
+    "guest_info",
+    "guest_migrate",
+    "host_vm",
+    "host_vm_disk",
+    "host_vm_info",
+    "zero_copy_info",
+    "zero_copy_session",
+)
+TIMEOUT = 600  # seconds; a run takes a tenth of that
+
+PLAYBOOK = [
+    {
+        "hosts": "vmbeam_hosts",
+        "serial": "{{ vmbeam_serial | default(1) }}",
+        "gather_facts": False,
+        "tasks": [{"ansible.builtin.import_role": {"name": "vmbeam.xen.rejuvenate"}}],
+    }
+]
+# Stands in for role host_vm, which makes keys and waits for connections.
+START = [
+    {
+        "vmbeam.xen.host_vm": {
+            "name": "{{ host_vm_slots[host_vm_slot].name }}",
+            "state": "started",
+            "slot": "{{ host_vm_slot }}",
+            "generation": "{{ host_vm_generation | int }}",
+        }
+    }
+]
+
+
+class Machines:
+    """Machines m1, m2, ... with an old host VM in slot a, and the role to run on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hosts: dict[str, Any] = {}
+        self.dom0s: dict[str, Any] = {}
+        (folder / "golden.raw").write_bytes(b"image")
+        (folder / "disks").mkdir()
+        (folder / "play.yml").write_text(yaml.safe_dump(PLAYBOOK))
+        collection = folder / "collections" / "ansible_collections" / "vmbeam" / "xen"
+        for kind in ("plugins", "roles", "meta"):
+            shutil.copytree(ROOT / kind, collection / kind, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "galaxy.yml", collection)
+        shutil.rmtree(collection / "roles" / "host_vm")
+        self.start = collection / "roles" / "host_vm" / "tasks" / "main.yml"
+        self.start.parent.mkdir(parents=True)
+        self.start.write_text(yaml.safe_dump(START))
+        for name in FAKED:
+            text = FAKE.read_text().replace("@NAME@", name).replace("@FOLDER@", str(folder))
+            (collection / "plugins" / "modules" / f"{name}.py").write_text(text)
+
+    def add(self, name: str, *guests: str, **world: Any) -> None:
+        number = len(self.hosts) + 1
+        slots = {slot: f"10.0.{number}.2{slot == 'b':d}" for slot in ("a", "b")}
+        for guest in guests:
+            (self.folder / "disks" / f"{guest}-root").touch()
+        old = {
+            "domid": 1,
+            "slot": "a",
+            "generation": 1,
+            "created": "2023-11-01T00:00:00+00:00",
+            "memory_mb": 4096,
+            "disks": [{"id": f"{guest}-root", "path": f"/guests/{guest}.raw"} for guest in guests],
+            "guests": {guest: self.guest(guest) for guest in guests},
+        }
+        self.write(
+            name,
+            {
+                "host_vms": {f"{name}-a": old},
+                "next_host_vm": {},
+                "addresses": {address: f"{name}-{slot}" for slot, address in slots.items()},
+                "configured": list(guests),
+                "stopped": {},
+                "faults": [],
+                "calls": [],
+                **world,
+            },
+        )
+        self.hosts[name] = {
+            "vmbeam_slots": {
+                slot: {"name": f"{name}-{slot}", "address": f"{address}/24", "mac": "00:16:3e:00:00:01"}
+                for slot, address in slots.items()
+            },
+            "vmbeam_state_file": f"{self.folder}/{name}-state.json",
+            "vmbeam_plan_file": f"{self.folder}/{name}-plan.json",
+            "vmbeam_report_file": f"{self.folder}/{name}-report.json",
+            "vmbeam_lock_file": f"{self.folder}/{name}-lock/lock.json",
+            **self.place(name),
+        }
+        self.dom0s |= {f"{name}-{slot}": self.place(f"{name}-{slot}") for slot in slots}
+
+    def place(self, dom0: str) -> dict[str, str]:
+        """By which the stand-ins know in which dom0 they run."""
+        return {"ansible_remote_tmp": f"{self.folder}/remote/{dom0}"}
+
+    def guest(self, name: str, **values: Any) -> dict[str, Any]:
+        disk = {"id": f"{name}-root", "target": f"{self.folder}/disks/{name}-root", "vdev": "xvda"}
+        return {"state": "blocked", "type": "pvh", "memory_mb": 128, "vcpus": 1, "disks": [disk], **values}
+
+    def world(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / f"{name}.json").read_text())
+
+    def write(self, name: str, world: dict[str, Any]) -> None:
+        (self.folder / f"{name}.json").write_text(json.dumps(world))
+
+    def read(self, name: str, what: str) -> dict[str, Any]:
+        return json.loads((self.folder / f"{name}-{what}.json").read_text())
+
+    def where(self, name: str) -> dict[str, list[str]]:
+        """The guests of each host VM of a machine."""
+        return {vm: sorted(values["guests"]) for vm, values in self.world(name)["host_vms"].items()}
+
+    def moves(self, name: str) -> list[str]:
+        return [
+            call.removeprefix("guest_migrate ")
+            for call in self.world(name)["calls"]
+            if call.startswith("guest_migrate ")
+        ]
+
+    def run(self, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+        common = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "vmbeam_host_vm_memory_mb": 4096,
+            "vmbeam_host_vm_directory": f"{self.folder}/host-vms",
+            "vmbeam_guest_hypervisor_image": f"{self.folder}/golden.raw",
+            "vmbeam_overlay_reserve_mb": 0,
+            "vmbeam_gate_timeout": 6,
+            "vmbeam_audit_file": "",
+        }
+        children = {"vmbeam_hosts": {"hosts": self.hosts}, "vmbeam_guest_dom0s": {"hosts": self.dom0s}}
+        inventory = self.folder / "inventory.yml"
+        inventory.write_text(yaml.safe_dump({"all": {"vars": common, "children": children}}, sort_keys=False))
+        command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_COLLECTIONS_PATH": str(self.folder / "collections"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        done = subprocess.run(
+            [*command, str(self.folder / "play.yml"), *arguments, "-e", json.dumps(variables)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        print(done.stdout, done.stderr)
+        return done
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Machines:
+    return Machines(tmp_path)
+
+
+@pytest.fixture
+def changed(machines: Machines) -> Callable[..., None]:
+    """Changes something of a guest on machine m1."""
+
+    def change(name: str, **values: Any) -> None:
+        world = machines.world("m1")
+        world["host_vms"]["m1-a"]["guests"][name] |= values
+        machines.write("m1", world)
+
+    return change
+
+
+def test_each_guest_moves_as_it_can(machines, changed):
+    """auto without zero-copy in the new host VM, one pinned guest, one with a device that stays; then that one goes."""
+    machines.add("m1", "app1", "db1", "gpu1", next_host_vm={"zero_copy": False})
+    changed("gpu1", devices=[{"type": "pci", "id": "0000:03:00.0"}])
+    options = {
+        "vmbeam_strategy": "auto",
+        "vmbeam_auto_strategies": ["zero_copy", "precopy", "suspend", "cold"],
+        "vmbeam_pinned_guests": ["db1"],
+        "vmbeam_guest_unmovable_policies": {"gpu1": "leave_and_skip"},
+    }
+
+    done = machines.run(**options)
+
+    assert done.returncode == 0
+    assert machines.where("m1") == {"m1-a": ["gpu1"], "m1-b": ["app1", "db1"]}
+    # Before m1-b runs, it is taken to offer zero-copy.
+    planned = {guest["name"]: guest["strategy"] for guest in machines.read("m1", "plan")["guests"]}
+    assert planned == {"app1": "zero_copy", "db1": "cold", "gpu1": None}
+    assert machines.moves("m1") == ["app1 m1-a m1-b precopy", "db1 m1-a m1-b cold"]
+    report = machines.read("m1", "report")
+    assert report["guests_left"] == ["gpu1"]
+    reasons = {guest["guest"]: guest["strategy_reason"] for guest in report["guests"]}
+    assert "not zero_copy, as the hypervisor below m1-b" in reasons["app1"]
+    assert "vmbeam_pinned_guests" in reasons["db1"]
+    assert "m1-a is kept for gpu1" in done.stdout
+
+    again = machines.run(**options)
+    assert again.returncode == 0
+    assert "m1: skip: all that can move is in m1-b" in again.stdout
+    assert len(machines.moves("m1")) == 2
+
+    changed("gpu1", devices=[])
+    assert machines.run(**options).returncode == 0
+    assert machines.where("m1") == {"m1-b": ["app1", "db1", "gpu1"]}
+    assert machines.read("m1", "state")["run"] is None
+
+
+def test_rollback_after_a_failed_move(machines):
+    machines.add("m1", "app1", "db1", "web1", faults=["web1 to m1-b"])
+
+    done = machines.run(vmbeam_on_failure="rollback", vmbeam_guest_strategies={"db1": "cold"})
+
+    assert done.returncode != 0
+    assert machines.where("m1") == {"m1-a": ["app1", "db1", "web1"]}
+    assert machines.moves("m1") == [
+        "app1 m1-a m1-b zero_copy",
+        "db1 m1-a m1-b cold",
+        "web1 m1-a m1-b zero_copy",
+        "app1 m1-b m1-a zero_copy",
+        "db1 m1-b m1-a cold",
+    ]
+    assert sorted(disk["id"] for disk in machines.world("m1")["host_vms"]["m1-a"]["disks"]) == [
+        "app1-root",
+        "db1-root",
+        "web1-root",
+    ]
+    report = machines.read("m1", "report")
+    assert report["guests_moved_back"] == ["app1", "db1"]
+    assert report["guests_moved"] == 0
+    assert report["failure"]["undone"]
+    assert "web1 cannot go to m1-b" in done.stdout
+    assert "Taken back to m1-a: app1, db1" in done.stdout
+    assert machines.read("m1", "state")["run"] is None
+
+
+def test_a_rollback_that_fails_keeps_both_host_vms(machines):
+    machines.add("m1", "app1", "web1", faults=["web1 to m1-b", "app1 to m1-a"])
+
+    done = machines.run(vmbeam_on_failure="rollback")
+
+    assert done.returncode != 0
+    assert machines.where("m1") == {"m1-a": ["web1"], "m1-b": ["app1"]}
+    assert "The undo did not end: app1: app1 cannot go to m1-a" in done.stdout
+    assert machines.read("m1", "state")["run"]["guests"] == ["app1", "web1"]
+
+
+def test_a_guest_that_was_shut_down_and_not_started_is_started_by_the_next_run(machines):
+    """It is in neither host VM then, and only the record knows of it."""
+    machines.add("m1", "db1", "web1", faults=["db1 down"])
+    options = {"vmbeam_guest_strategies": {"db1": "cold"}}
+    done = machines.run(**options)
+    assert done.returncode != 0
+    assert "Guest db1 is in neither host VM" in done.stdout
+    assert machines.where("m1") == {"m1-a": ["web1"], "m1-b": []}
+    world = machines.world("m1")
+    world["faults"], world["calls"] = [], []
+    machines.write("m1", world)
+
+    assert machines.run(**options).returncode == 0
+    assert machines.where("m1") == {"m1-b": ["db1", "web1"]}
+    assert machines.moves("m1") == ["db1 m1-a m1-b cold", "web1 m1-a m1-b zero_copy"]
+
+
+def test_check_mode_with_diff_shows_what_would_be_where(machines):
+    machines.add("m1", "app1", "web1")
+    before = machines.world("m1")
+    done = machines.run("--check", "--diff")
+    assert done.returncode == 0
+    assert machines.world("m1") == before
+    diff = done.stdout[done.stdout.index("--- before") :]
+    assert '-    "m1-a": {' in diff
+    assert '+    "m1-b": {' in diff
+    assert '+        "generation": "2"' in diff
+    assert not (machines.folder / "m1-state.json").exists()
+    assert machines.read("m1", "plan")["action"] == "rejuvenate"
+
+
+def test_preflight_is_made_again_before_each_machine(machines):
+    """m2's guest loses its disk while m1 is rolled: m2 is looked at when its turn comes, and not touched."""
+    machines.add("m1", "app1")
+    machines.add("m2", "web2")
+    world = machines.world("m2")
+    world["host_vms"]["m2-a"]["disks"] = []
+    change = {"content": json.dumps(world), "dest": str(machines.folder / "m2.json")}
+    later = {"ansible.builtin.copy": change, "when": "inventory_hostname == 'm1'"}
+    (machines.folder / "play.yml").write_text(yaml.safe_dump([{**PLAYBOOK[0], "post_tasks": [later]}]))
+    done = machines.run()
+    assert machines.where("m1") == {"m1-b": ["app1"]}
+    assert done.returncode != 0
+    assert "m2 is not rejuvenated, nothing was touched: (1) guest web2's disk xvda" in done.stdout
+    assert machines.world("m2")["calls"] == []
+
+
+def test_guests_that_stopped_while_the_host_vm_started_are_seen(machines):
+    machines.add("m1", "app1", "web1")
+    pause = {"vmbeam.xen.guest": {"name": "web1", "state": "paused"}, "delegate_to": "m1-a"}
+    machines.start.write_text(yaml.safe_dump([*START, pause]))
+    done = machines.run()
+    assert done.returncode != 0
+    assert "guest web1 is paused and would not answer" in done.stdout
+    assert machines.moves("m1") == []
+    assert machines.where("m1") == {"m1-a": ["app1", "web1"]}
+    assert machines.world("m1")["host_vms"]["m1-a"]["guests"]["web1"]["state"] == "paused"
+
+
+GROUP = [{"name": "db", "label": "database"}]
+LABELS = {"db1": ["database"], "db2": ["database"]}
+
+
+def test_machines_with_guests_of_one_group_are_rolled_one_after_the_other(machines):
+    for name, guest in (("m1", "db1"), ("m2", "db2"), ("m3", "web3")):
+        machines.add(name, guest)
+    done = machines.run(vmbeam_serial=3, vmbeam_anti_affinity=GROUP, vmbeam_guest_labels=LABELS)
+    assert done.returncode == 0
+    for name in ("m1", "m2", "m3"):
+        assert list(machines.where(name)) == [f"{name}-b"]
+    first, second = sorted(span(machines.read(name, "report")) for name in ("m1", "m2"))
+    assert first[1] <= second[0]
+
+
+def span(report: dict[str, Any]) -> tuple[float, float]:
+    """When a machine was being changed: from the end of the report's first phase to the end of the last."""
+    begun, ended = (datetime.datetime.fromisoformat(report[key]).timestamp() for key in ("started", "finished"))
+    return begun + report["phases"][0]["seconds"], ended
+
+
+def test_no_machine_follows_one_of_its_group_that_failed(machines):
+    machines.add("m1", "db1", faults=["db1 to m1-b"])
+    machines.add("m2", "db2", faults=["db2 to m2-b"])
+    done = machines.run(vmbeam_serial=2, vmbeam_anti_affinity=GROUP, vmbeam_guest_labels=LABELS)
+    assert done.returncode != 0
+    assert sorted(len(machines.moves(name)) for name in ("m1", "m2")) == [0, 1]
+    assert "failed, and holds guests of the same anti-affinity group (db)" in done.stdout
