@@ -4,11 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ansible.plugins.lookup import LookupBase
-from ansible_collections.vmbeam.xen.plugins.plugin_utils._controller import identity
-
 DOCUMENTATION = r"""
 name: controller
 author: vmbeam contributors (@vmbeam)
@@ -35,6 +30,11 @@ _raw:
   type: list
   elements: dict
 """
+
+from typing import Any
+
+from ansible.plugins.lookup import LookupBase
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._controller import identity
 
 
 class LookupModule(LookupBase):  # type: ignore[misc]

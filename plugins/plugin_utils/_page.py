@@ -65,8 +65,8 @@ class Axis:
     first: float
     last: float
 
-    def bar(self, kind: str, first: float, last: float, text: str) -> dict[str, Any]:
-        """Return a bar from `first` to `last`: its place in percent of the axis, and what it says."""
+    def stretch(self, kind: str, first: float, last: float, text: str) -> dict[str, Any]:
+        """Return the bar from `first` to `last`: its place in percent of the axis, and what it says."""
         length = max(self.last - self.first, 0.001)
         left = min(max((first - self.first) / length, 0.0), 1.0)
         right = min(max((last - self.first) / length, left), 1.0)
@@ -131,7 +131,7 @@ def _axis_of(machines: list[dict[str, Any]]) -> Axis:
 
 def _phase_bars(machine: dict[str, Any], axis: Axis) -> list[dict[str, Any]]:
     return [
-        axis.bar(
+        axis.stretch(
             _kind(phase["phase"]),
             seconds_of(phase["started"]),
             seconds_of(phase["finished"]),
@@ -157,17 +157,17 @@ def _guest_bars(guest: dict[str, Any], axis: Axis) -> list[dict[str, Any]]:
     """Return a guest's move, in it its migration, and in that its downtime."""
     began, ended = seconds_of(guest["started"]), seconds_of(guest["finished"])
     taken = _span(ended - began)
-    bars = [axis.bar("settle", began, ended, f"{guest['guest']}: {guest['result']} in {taken}, checks included")]
+    bars = [axis.stretch("settle", began, ended, f"{guest['guest']}: {guest['result']} in {taken}, checks included")]
     seconds, downtime = guest.get("seconds"), guest.get("downtime_seconds")
     if seconds is not None:
-        bars.append(axis.bar("migrate", began, began + seconds, f"migration of {guest['guest']}: {_span(seconds)}"))
+        bars.append(axis.stretch("migrate", began, began + seconds, f"migration of {guest['guest']}: {_span(seconds)}"))
     if seconds is not None and downtime is not None:
         # The guest stops when its memory is passed; one that is suspended starts when all the rest is done.
         phases = guest.get("phases") or {}
         before = phases.get("connect", 0.0) + phases["memory"] if "memory" in phases else max(seconds - downtime, 0.0)
         stopped = began + before
         bars.append(
-            axis.bar("downtime", stopped, stopped + downtime, f"downtime of {guest['guest']}: {_exact(downtime)}")
+            axis.stretch("downtime", stopped, stopped + downtime, f"downtime of {guest['guest']}: {_exact(downtime)}")
         )
     return bars
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -176,9 +177,9 @@ def metric_problem(response: Mapping[str, Any], least: Any = None, most: Any = N
         return "the query returns no sample"
     for sample in result:
         value = float(sample["value"][1])
-        # Written so that NaN is out of bounds, too.
-        low = least is not None and not value >= float(least)
-        high = most is not None and not value <= float(most)
+        nan = math.isnan(value)  # out of any bounds
+        low = least is not None and (nan or value < float(least))
+        high = most is not None and (nan or value > float(most))
         if low or high:
             bounds = " and ".join(
                 text for text, given in ((f"at least {least}", least), (f"at most {most}", most)) if given is not None

@@ -81,6 +81,7 @@ def run_ansible(hostvars, tmp_path):
             capture_output=True,
             text=True,
             timeout=300,
+            check=False,
         )
         output = process.stdout + process.stderr
         assert process.returncode == 0, output

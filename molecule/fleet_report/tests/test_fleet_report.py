@@ -1,0 +1,16 @@
+"""Both files of the report are there, and the data names the machine that nothing was done with."""
+
+import json
+import os
+import pathlib
+
+REPORT = pathlib.Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "reports", "rejuvenation-molecule")
+
+
+def test_the_data_names_the_machine():
+    report = json.loads(REPORT.with_suffix(".json").read_text())
+    assert [machine["machine"] for machine in report["machines"]] == ["m1"]
+
+
+def test_the_page_names_the_machine():
+    assert "m1" in REPORT.with_suffix(".html").read_text()
