@@ -49,7 +49,7 @@ def _request(arguments: list[str]) -> dict[str, object] | None:
 
 def _fail(reason: str) -> NoReturn:
     sys.stderr.write(f"vmbeam-channel: {reason}\n")
-    sys.exit(FAILED)
+    raise SystemExit(FAILED)
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
         return
     request = _request(sys.argv[1:])
     if not request:
-        sys.exit(USAGE)
+        raise SystemExit(USAGE)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as daemon:
         try:
             daemon.connect(SOCKET)
@@ -76,5 +76,5 @@ def main() -> None:
     if "error" in answer:
         _fail(answer["error"])
     if "code" in answer:
-        sys.exit(answer["code"])
+        raise SystemExit(answer["code"])
     sys.stdout.write(json.dumps(answer) + "\n")

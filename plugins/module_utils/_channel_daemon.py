@@ -24,12 +24,11 @@ import shlex
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_link import STREAMS, Kind, Link, Stream
@@ -191,9 +190,8 @@ class Channel:
 
     def call(self, request: dict[str, Any], fds: list[int], done: Callable[[int | str], None]) -> Stream:
         """Has the other side run a command; takes the descriptors out of the list. Raises ValueError."""
-        assert self.link  # noqa: S101 - for the type checker
         takes_input = command(request, 1 - self._pages.side)[0].takes_input
-        stream = self.link.call(request, done)
+        stream = cast(Link, self.link).call(request, done)
         standard_input, output, error = fds
         fds.clear()
         if not takes_input:
@@ -219,9 +217,9 @@ class Channel:
         )
         self._children += 1
         _log.info("stream %d: %s", stream.number, shlex.join(argv))
-        assert child.stdin and child.stdout and child.stderr  # noqa: S101, PT018
-        with child.stdin, child.stdout, child.stderr:
-            ends = [os.dup(pipe.fileno()) for pipe in (child.stdin, child.stdout, child.stderr)]
+        pipes = [pipe for pipe in (child.stdin, child.stdout, child.stderr) if pipe]
+        with pipes[0], pipes[1], pipes[2]:
+            ends = [os.dup(pipe.fileno()) for pipe in pipes]
         stream.attach(sources={Kind.DATA: ends[1], Kind.ERROR: ends[2]}, sinks={Kind.DATA: ends[0]})
         loop = asyncio.get_running_loop()
         process = os.pidfd_open(child.pid)
@@ -431,10 +429,10 @@ def serve() -> None:
     try:
         checksum()
     except OSError as exc:
-        sys.exit(f"{exc}. Install libxxhash0.")
+        raise SystemExit(f"{exc}. Install libxxhash0.") from exc
     try:
         require_capable()
     except Unsupported as exc:
         _log.info("%s", exc.message)
-        sys.exit(UNAVAILABLE)
+        raise SystemExit(UNAVAILABLE) from exc
     asyncio.run(main())

@@ -567,6 +567,7 @@ def _object(frame: Frame) -> dict[str, Any]:
 
 def _field(frame: Frame, name: str, kind: type) -> Any:
     value = _object(frame).get(name)
-    if type(value) is not kind:
+    # A bool is an int to Python, not to the protocol.
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise ProtocolError(f"A frame of kind {frame.kind} lacks {name}.")
     return value

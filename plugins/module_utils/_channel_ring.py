@@ -43,6 +43,8 @@ LIMIT = 1 << 20
 # Kind, zero, stream, length, sequence, zero; then the checksum of that and of the payload.
 _HEADER = struct.Struct("<BBHIIIQ")
 _CHECK = struct.Struct("<Q")
+# Bytes of the header before the checksum.
+_CHECKED = struct.calcsize("<BBHIII")
 # Frames begin at words: what is copied then is, too.
 _WORD = 8
 _HELLO = struct.Struct("<QII")
@@ -177,7 +179,7 @@ class Writer(_Ring):
 
     def publish(self, kind: int, stream: int, length: int) -> None:
         """Sends the frame whose payload is in space()."""
-        header = _HEADER.pack(kind, 0, stream, length, self._sequence, 0, 0)[: -_CHECK.size]
+        header = _HEADER.pack(kind, 0, stream, length, self._sequence, 0, 0)[:_CHECKED]
         header += _CHECK.pack(self._check(header, self._index + _HEADER.size, length))
         done = 0
         for piece in self._pieces(self._index, _HEADER.size):
@@ -212,7 +214,7 @@ class Reader(_Ring):
         kind, zero, stream, length, sequence, zero_too, check = _HEADER.unpack(header)
         if zero or zero_too or length > LIMIT or _frame_size(length) > available or sequence != self._sequence:
             raise ProtocolError(f"A bad header was sent: {header.hex()}.")
-        found = self._check(header[: -_CHECK.size], self._index + _HEADER.size, length)
+        found = self._check(header[:_CHECKED], self._index + _HEADER.size, length)
         if found != check:
             raise ProtocolError(f"Frame {sequence} has checksum {found:016x}, not {check:016x}.")
         payload = self._pieces(self._index + _HEADER.size, length)

@@ -419,8 +419,7 @@ class Migration:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        assert xl.stdout is not None  # noqa: S101 - for the type checker
-        self._log.follow(xl.stdout)
+        self._log.follow(_process.pipe(xl.stdout))
         started = self._clock.now()
         try:
             rc = xl.wait(self._timeout)
@@ -476,10 +475,9 @@ class Migration:
         except BaseException:
             _process.end(receiver)
             raise
-        assert receiver.stdin and receiver.stdout and sender.stdout and sender.stderr  # noqa: S101, PT018
-        self._log.follow(receiver.stdout)
-        self._log.follow(sender.stderr)
-        pump = Pump(sender.stdout, receiver.stdin)
+        self._log.follow(_process.pipe(receiver.stdout))
+        self._log.follow(_process.pipe(sender.stderr))
+        pump = Pump(_process.pipe(sender.stdout), _process.pipe(receiver.stdin))
         pump.start()
         try:
             sender_rc = sender.wait(deadline.left)

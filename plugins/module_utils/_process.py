@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     CommandError,
@@ -79,6 +79,11 @@ def start(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         )
     except FileNotFoundError as exc:
         raise NotFound(f"The command {argv[0]} is not installed on this host.", cmd=list(argv)) from exc
+
+
+def pipe(end_of: IO[bytes] | None) -> IO[bytes]:
+    """The end of a pipe that start() was told to make: None only to the type checker."""
+    return cast(IO[bytes], end_of)
 
 
 def end(process: subprocess.Popen[bytes], grace: float = TERM_GRACE) -> None:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import IO, cast
 
 # Seconds until a connection must stand, and until a silent peer is given up.
 CONNECT = 60
@@ -101,12 +102,13 @@ def send(connection: socket.socket) -> None:
 def client(address: str, command: str, ssh: list[str]) -> int:
     token = secrets.token_hex(TOKEN // 2)
     control = subprocess.Popen(ssh, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert control.stdin and control.stdout  # noqa: S101, PT018
-    control.stdin.write(json.dumps({"address": address, "token": token, "command": command}).encode() + b"\n")
-    control.stdin.flush()
-    port = control.stdout.readline().strip()
+    # None only to the type checker.
+    to_server, from_server = cast(IO[bytes], control.stdin), cast(IO[bytes], control.stdout)
+    to_server.write(json.dumps({"address": address, "token": token, "command": command}).encode() + b"\n")
+    to_server.flush()
+    port = from_server.readline().strip()
     if not port.isdigit():
-        control.stdin.close()
+        to_server.close()
         return control.wait() or 1
     with socket.create_connection((address, int(port)), CONNECT) as connection:
         prepare(connection)

@@ -168,7 +168,7 @@ def _bind(
     bound = (
         []
         if module.check_mode
-        else [sessions.bind(source.domid, destination.domid, frames, channel=channel) for _ in range(missing)]
+        else [sessions.bind(source.domid, destination.domid, frames, channel=channel) for _missing in range(missing)]
     )
     return _result(missing > 0, found, found + bound)
 

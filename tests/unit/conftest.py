@@ -26,6 +26,11 @@ DOM0 = {
 WEB_UUID = "6f1a9b60-93b2-4d5c-9d0a-6c9c1e0f8a11"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Here, as ansible-test has settings of its own.
+    config.addinivalue_line("markers", "processes: runs the fake xl as a process of its own")
+
+
 class FakeXen:
     """The state behind the fake xl and ssh commands: two dom0s, and faults to come.
 

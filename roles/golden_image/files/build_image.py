@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Makes a bootable raw disk of a root file system that a playbook configures.
 
 A tarball is unpacked on a loop-mounted disk; ansible-playbook configures it, as host ``image``, over SSH into a chroot
@@ -90,7 +89,7 @@ def run(*argv: str | Path, timeout: float = STEP_TIMEOUT, stdin: str = "", captu
     print("+", *words, flush=True)
     try:
         done = subprocess.run(
-            words, input=stdin, stdout=subprocess.PIPE if capture else None, text=True, timeout=timeout
+            words, input=stdin, stdout=subprocess.PIPE if capture else None, text=True, timeout=timeout, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise BuildError(f"{words[0]}: {exc}") from exc

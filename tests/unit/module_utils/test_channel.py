@@ -158,7 +158,7 @@ def test_only_who_waits_is_notified(memory):
     assert writer.due()  # nobody has looked yet
     writer.send(Kind.DATA, 1, b"")
     assert not writer.due()
-    for _ in range(2):
+    for _turn in range(2):
         assert reader.next()
         reader.release()
     assert reader.due()  # nobody has said that there is room enough
@@ -204,7 +204,7 @@ def test_room_is_notified_of_once_when_half_is_free(memory):
 @pytest.mark.parametrize("index", [0, 1, SIZE, (1 << 64) - 1])
 def test_whatever_the_other_side_waits_for_does_no_harm(memory, word, index):
     reader, writer = rings(memory)
-    for _ in range(3):
+    for _turn in range(3):
         memory[:PAGE].cast("Q")[word] = index
         writer.send(Kind.DATA, 1, b"x")
         assert writer.due() in (True, False)
@@ -244,7 +244,7 @@ def _exchange(memory, events, side: int) -> None:
 
 def test_no_wake_up_is_lost_between_two_processes():
     memory = memoryview(mmap.mmap(-1, FRAMES * PAGE))
-    events = [os.eventfd(0) for _ in range(2)]
+    events = [os.eventfd(0) for _side in range(2)]
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=_exchange, args=(memory, events, side)) for side in (0, 1)]
     try:
@@ -318,7 +318,7 @@ class Ends:
         """The stream, pipes to its input and from its output and error, and what it comes to."""
         outcome = asyncio.get_running_loop().create_future()
         stream = self.links[side].call({"shell": shell}, outcome.set_result)
-        pipes = [os.pipe() for _ in range(3)]
+        pipes = [os.pipe() for _stream in range(3)]
         stream.attach(sources={Kind.DATA: pipes[0][0]}, sinks={Kind.DATA: pipes[1][1], Kind.ERROR: pipes[2][1]})
         return stream, (pipes[0][1], pipes[1][0], pipes[2][0]), outcome
 
@@ -361,7 +361,7 @@ def test_many_megabytes_pass_both_ways(memory, side):
             with open(to, "wb") as pipe:
                 pipe.write(data)
 
-        _, received = await asyncio.gather(asyncio.to_thread(feed), everything(out))
+        _fed, received = await asyncio.gather(asyncio.to_thread(feed), everything(out))
         assert received == data
         assert await outcome == 0
         # Not one for each thing that there is to know.
