@@ -15,6 +15,9 @@ from ansible.module_utils import basic
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
+ROLES = sorted((ROOT / "roles").iterdir())
+# What a role may be given that has no default: unset means something of its own.
+WITHOUT_DEFAULT = {"host_vm": {"host_vm_generation"}}
 
 
 def test_action_group_has_all_modules():
@@ -72,3 +75,28 @@ def test_examples_and_returns_are_complete(name):
         assert value["description"], key
         assert "sample" in value, key
         assert value["returned"], key
+
+
+def role_file(role: Path, name: str) -> Any:
+    """What a file of a role says, nothing if there is none."""
+    path = role / name
+    return yaml.safe_load(path.read_text()) or {} if path.exists() else {}
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_defaults_and_argument_specs_of_a_role_have_the_same_options(role):
+    specs = role_file(role, "meta/argument_specs.yml").get("argument_specs", {})
+    options = {name for spec in specs.values() for name in spec.get("options", {})}
+    assert options - WITHOUT_DEFAULT.get(role.name, set()) == set(role_file(role, "defaults/main.yml"))
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_a_role_is_described(role):
+    assert (role / "README.md").read_text().startswith(f"# vmbeam.xen.{role.name}\n")
+    about = role_file(role, "meta/main.yml")["galaxy_info"]
+    assert about["description"]
+    assert about["license"] == "GPL-3.0-or-later"
+    for entry, spec in role_file(role, "meta/argument_specs.yml").get("argument_specs", {}).items():
+        assert spec["short_description"], entry
+        for name, option in spec.get("options", {}).items():
+            assert option["description"], name

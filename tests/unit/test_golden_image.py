@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-ROLE = ROOT / "roles" / "golden_image"
 
 
 @pytest.fixture
@@ -42,6 +41,7 @@ def bring(tmp_path):
             capture_output=True,
             text=True,
             timeout=120,
+            check=False,
         )
         counts = dict(re.findall(r"(changed|failed)=(\d+)", done.stdout))
         return int(counts["changed"]), int(counts["failed"]), done.stdout
@@ -78,9 +78,3 @@ def test_an_image_is_brought_once_and_again_if_it_is_another(bring):
     assert (changed > 0, failed) == (True, 0), output
     assert destination.read_bytes() == b"second"
     assert stated.read_text().startswith(hashlib.sha256(b"second").hexdigest())
-
-
-def test_defaults_and_argument_specs_have_the_same_options():
-    specs = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]
-    options = {name for spec in specs.values() for name in spec["options"]}
-    assert options == set(yaml.safe_load((ROLE / "defaults" / "main.yml").read_text()))
