@@ -9,6 +9,8 @@ export PYTHONPATH := $(CURDIR)/lab
 MACHINES ?=
 LAB = python -m vmbeam_lab $(addprefix --machine ,$(MACHINES))
 INVENTORY := .lab/inventory.yml
+# The collection as it is installed from its tarball.
+STAGE := $(CURDIR)/build/stage
 XEN ?= 4.17
 N ?= 20
 ARGS ?=
@@ -30,7 +32,7 @@ demo: setup ## Boot the lab, rejuvenate its host, show what happened
 test: setup test-fast test-lab ## All tests: the fast ones, then the lab's
 
 .PHONY: test-fast
-test-fast: lint test-unit ## Lint and unit tests: no Xen
+test-fast: lint test-unit test-docs test-galaxy test-sanity ## Lint, unit tests, the collection's gates: no Xen
 
 .PHONY: lint
 lint: ## ansible-lint, ruff, mypy
@@ -42,6 +44,36 @@ lint: ## ansible-lint, ruff, mypy
 .PHONY: test-unit
 test-unit: ## Unit tests of the Python
 	pytest tests/unit
+
+# ansible-test asks git which files there are, and the checkout ignores what is built.
+.PHONY: stage
+stage: ## Build the tarball and install it below build/stage
+	rm -rf $(STAGE)
+	ansible-galaxy collection build --output-path $(STAGE)
+	ANSIBLE_COLLECTIONS_PATH=$(STAGE) ansible-galaxy collection install --no-deps -p $(STAGE) $(STAGE)/*.tar.gz
+	git init --quiet $(STAGE)/ansible_collections/vmbeam/xen
+
+.PHONY: test-sanity
+test-sanity: stage ## ansible-test: sanity, and the unit tests that need no more than the collection
+	tests/ansible-test sanity
+	tests/ansible-test units --num-workers 1
+
+.PHONY: test-docs
+test-docs: stage ## Lint the documentation and the changelog, build the pages into build/docs/html
+	antsibull-changelog lint
+	cd $(STAGE)/ansible_collections/vmbeam/xen && ANSIBLE_COLLECTIONS_PATH=$(STAGE) \
+		antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs all .
+	rm -rf build/docs && mkdir -p build/docs/rst
+	ANSIBLE_COLLECTIONS_PATH=$(STAGE) antsibull-docs collection --use-current --squash-hierarchy --fail-on-error \
+		--dest-dir build/docs/rst vmbeam.xen
+	sphinx-build --quiet --fail-on-warning --keep-going --conf-dir docs build/docs/rst build/docs/html
+
+.PHONY: test-galaxy
+test-galaxy: stage ## What Galaxy checks in a tarball, and the installed playbooks by their names
+	cd $(STAGE) && GALAXY_IMPORTER_CHECK_REQUIRED_TAGS=true python -m galaxy_importer.main *.tar.gz > import.log; \
+		status=$$?; cat import.log; test $$status = 0 && ! grep -qE '^(WARNING|ERROR)' import.log
+	cd $(STAGE) && for playbook in golden_image host_vm install plan rejuvenate; do \
+		ANSIBLE_COLLECTIONS_PATH=$(STAGE) ansible-playbook --syntax-check -i localhost, vmbeam.xen.$$playbook || exit 1; done
 
 .PHONY: test-lab
 test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
