@@ -79,6 +79,11 @@ test-galaxy: stage ## What Galaxy checks in a tarball, and the installed playboo
 test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
 	pytest tests/lab -m "not long"
 
+.PHONY: test-molecule
+test-molecule: lab-up ## Each role on the lab: check mode, converge, idempotence, testinfra (ARGS='-s host_vm': one; default: all)
+	repository=$${VMBEAM_XEN_REPO:-$$(packaging/build | tail -n 1)} && \
+	VMBEAM_XEN_REPO=$$repository python -m vmbeam_lab.ansible molecule test $(or $(ARGS),--all)
+
 .PHONY: test-rejuvenation
 test-rejuvenation: ## All tests that move guests, the long ones too
 	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_interference.py tests/lab/test_aging.py

@@ -1,4 +1,7 @@
-"""Runs playbooks and modules on the lab's inventory: bounded, without questions or colours."""
+"""Runs playbooks and modules on the lab's inventory: bounded, without questions or colours.
+
+``python -m vmbeam_lab.ansible COMMAND [ARGUMENT...]`` becomes that command, in the environment of the lab's Ansible.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 
 from . import paths
 from .errors import CommandFailed, LabError, ModuleFailed
@@ -74,3 +78,7 @@ def parse_result(output: str) -> dict:
     if not found:
         raise LabError(f"no result in the output of ansible:\n{output}")
     return json.JSONDecoder().raw_decode(output, found.end())[0]
+
+
+if __name__ == "__main__":
+    os.execvpe(sys.argv[1], sys.argv[1:], environment())

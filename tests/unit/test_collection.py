@@ -100,3 +100,9 @@ def test_a_role_is_described(role):
         assert spec["short_description"], entry
         for name, option in spec.get("options", {}).items():
             assert option["description"], name
+
+
+def test_each_role_has_a_scenario_of_molecule():
+    # The private one is applied by those of host_hypervisor and guest_hypervisor.
+    roles = {role.name for role in ROLES} - {"hypervisor_common"}
+    assert roles == {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
