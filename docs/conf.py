@@ -12,5 +12,7 @@ highlight_language = "YAML+Jinja"
 default_role = "any"
 nitpicky = True
 # Pages of ansible-core: their index would have to be fetched.
-_CORE = r"ansible_collections\.ansible\.builtin\..*|ansible_configuration_settings|common_return_values"
-nitpick_ignore_regex = [("std:ref", _CORE)]
+_CORE = (
+    r"ansible_collections\.ansible\.builtin\..*|ansible_configuration_settings|common_return_values|callback_plugins"
+)
+nitpick_ignore_regex = [("std:ref", _CORE), ("std:envvar", r"ANSIBLE_CACHE_PLUGIN.*")]

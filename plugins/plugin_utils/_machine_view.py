@@ -97,7 +97,7 @@ def slots(described: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, di
             found[described[slot]["name"]] = {
                 **facts(described[slot]["name"], None, None),
                 "slot": slot,
-                "address": str(described[slot].get("address") or "").split("/", maxsplit=1)[0] or None,
+                "address": str(described[slot].get("address") or "").partition("/")[0] or None,
             }
     for name, address in seen.get("addresses", {}).items():
         found.setdefault(name, {**facts(name, None, None), "address": address})

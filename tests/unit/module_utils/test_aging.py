@@ -494,7 +494,8 @@ class TestSampler:
         for name in yaml.safe_load((ROLE / "vars" / "main.yml").read_text())["_aging_monitor_files"]:
             (code / name).write_text((ROOT / "plugins" / "module_utils" / name).read_text())
         command = tmp_path / "vmbeam-aging-sample"
-        text = (ROLE / "files" / "vmbeam-aging-sample").read_text()
+        # Its first line is a comment of Jinja.
+        text = (ROLE / "templates" / "vmbeam-aging-sample.j2").read_text().partition("\n")[2]
         command.write_text(text.replace("/usr/lib/vmbeam-aging", str(tmp_path / "lib")))
         done = subprocess.run(
             [sys.executable, "-IS", command, "--history", tmp_path / "samples.jsonl", "--metrics", tmp_path / "x.prom"],
