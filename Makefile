@@ -39,6 +39,7 @@ lint: ## ansible-lint, ruff, mypy
 	ruff check .
 	ruff format --check .
 	mypy -p ansible_collections.vmbeam.xen.plugins
+	mypy extensions/eda/plugins/event_source/aging.py
 	ansible-lint
 
 .PHONY: test-unit
@@ -86,7 +87,11 @@ test-molecule: lab-up ## Each role on the lab: check mode, converge, idempotence
 
 .PHONY: test-rejuvenation
 test-rejuvenation: ## All tests that move guests, the long ones too
-	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_interference.py tests/lab/test_aging.py
+	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_interference.py tests/lab/test_aging.py tests/lab/test_inventory.py tests/lab/test_report.py
+
+.PHONY: test-fleet
+test-fleet: ## Rolling runs over three machines: one fails, and the controller is killed half-way
+	pytest tests/lab/test_fleet.py
 
 .PHONY: test-zero-copy-debug
 test-zero-copy-debug: ## Misuse of the interface and zero-copy to and fro, on hypervisors with assertions
@@ -99,6 +104,10 @@ bench: ## Measure migration in the lab, ours and Xen's own (ARGS=--help: what, h
 .PHONY: bench-report
 bench-report: ## Make the benchmark's page and plots anew from its results.json (ARGS=DIRECTORY: of that one)
 	python -m benchmarks.results $(ARGS)
+
+.PHONY: bench-fleet
+bench-fleet: ## Measure a rolling run over a simulated fleet: the controller's time and memory (ARGS=--help)
+	python -m benchmarks.fleet $(ARGS)
 
 .PHONY: packages
 packages: ## Build the patched Xen as Debian packages (ARGS=--debug: with assertions)
