@@ -114,8 +114,8 @@ def test_a_survey_asks_for_what_the_roles_know(question):
 def test_a_survey_offers_the_strategies_that_the_role_takes():
     choices = next(question["choices"] for question in SURVEY["spec"] if question["variable"] == "vmbeam_strategy")
     validation = (ROOT / "roles" / "rejuvenate" / "tasks" / "validate.yml").read_text()
-    found = re.search(r"rejuvenate_strategy in \[([^]]*)\]", validation)
-    assert {*choices} <= {*yaml.safe_load(f"[{found[1]}]")}
+    found = re.search(r"rejuvenate_strategies: \[([^]]*)\]", validation)
+    assert {*choices} <= {"auto", *yaml.safe_load(f"[{found[1]}]")}
 
 
 def test_a_survey_has_each_variable_once():
