@@ -38,8 +38,12 @@ def select(
     Orders: inventory; oldest: the active host VM's age first (its fact rolling_created, ISO 8601 in UTC), machines of
     unknown age before all; aging: the highest vmbeam_aging_score first, then oldest.
 
-    :raises ValueError: an unknown order, or labels that cannot be read
+    :raises ValueError: an unknown order, labels that cannot be read, or a machine with the name of an anchor
     """
+    mistakable = [name for name in names if name.startswith(ANCHOR)]
+    if mistakable:
+        found = ", ".join(mistakable)
+        raise ValueError(f"{found}: no machine's name may begin with '{ANCHOR}', as those of batches do")
     if order not in ORDERS:
         raise ValueError(f"vmbeam_order is '{order}': not one of {', '.join(ORDERS)}")
     must, must_not = _labels(wanted), _labels(skipped)
@@ -213,7 +217,10 @@ def _labels(given: Any) -> dict[str, list[str]]:
         pairs = [pair.strip().split("=", 1) for pair in given.split(",")]
         if any(len(pair) != 2 or not pair[0].strip() for pair in pairs):
             raise ValueError(f"labels '{given}': write name=value, several separated by commas")
-        return {name.strip(): [value.strip()] for name, value in pairs}
+        labels: dict[str, list[str]] = {}
+        for name, value in pairs:
+            labels.setdefault(name.strip(), []).append(value.strip())
+        return labels
     if not isinstance(given, Mapping):
         raise ValueError(f"labels {given!r}: write a dictionary, or name=value as text")
     return {

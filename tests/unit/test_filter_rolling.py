@@ -60,6 +60,12 @@ def test_selection(arguments, expected):
     assert apply("rolling_select", list(HOSTVARS), HOSTVARS, *arguments) == expected
 
 
+def test_a_label_that_is_named_twice_may_have_either_value():
+    hostvars = {name: {"vmbeam_labels": {"rack": name}} for name in ("r1", "r2", "r3")}
+    assert apply("rolling_select", list(hostvars), hostvars, "inventory", "rack=r1,rack=r2") == ["r1", "r2"]
+    assert apply("rolling_select", list(hostvars), hostvars, "inventory", {}, "rack=r1,rack=r2") == ["r3"]
+
+
 def test_aging_goes_before_age():
     hostvars = {"young": {"rolling_created": "2026-02", "vmbeam_aging_score": 5}, "old": {"rolling_created": "2026-01"}}
     assert apply("rolling_select", ["old", "young"], hostvars, "aging") == ["young", "old"]
@@ -352,6 +358,12 @@ def test_a_silent_guest_dom0_is_for_a_person():
     seen = observed([])
     seen["guest_dom0s"]["a"] = {"reachable": False, "error": "no route"}
     assert "no route" in repairs(seen)["decide"][0]
+
+
+def test_no_machine_is_taken_for_the_controllers_place_in_a_batch():
+    """It would be left out, and its tasks would be run on the controller."""
+    with pytest.raises(AnsibleFilterError, match="batch-runner: no machine's name may begin with 'batch-'"):
+        apply("rolling_select", ["m1", "batch-runner"], {"m1": {}, "batch-runner": {}})
 
 
 @pytest.mark.parametrize(("host_vm", "outcome"), [("m1-a", "failed"), ("m1-b", "completed")])
