@@ -113,9 +113,11 @@ def record_run(
         }
     else:
         history.append(report)
-        # A failed run that was not undone is still to be continued.
-        failure = report["failure"]
-        run = _unfinished(state.get("run"), report) if failure and not failure.get("undone") else None
+        # A failed run that was not undone is still to be continued. So is one whose guest runs nowhere: nothing else
+        # tells that this guest is to be started.
+        failure = report["failure"] or {}
+        down = any(guest["location"] == "nowhere" for guest in failure.get("guests") or [])
+        run = _unfinished(state.get("run"), report) if failure and (down or not failure.get("undone")) else None
     return {"machine": plan["machine"], "run": run, "history": history[-limit:]}
 
 

@@ -447,3 +447,14 @@ def test_the_record_says_how_each_guest_moves():
     run = FILTERS["rejuvenation_record"]({}, made, None, NOW, 5)["run"]
     assert run["strategies"] == {"web1": "cold"}
     assert [item["name"] for item in run["cold"]] == ["web1"]
+
+
+def test_a_guest_that_runs_nowhere_is_not_forgotten_when_the_run_is_undone():
+    """The next host VM could not be started, say: this guest is still to be started, and only the record tells so."""
+    made = plan(observe_guest(), guest_strategies={"web1": "cold"})
+    begun = FILTERS["rejuvenation_record"]({}, made, None, NOW, 5)
+    for location, kept in (("nowhere", True), ("source", False)):
+        failure = {"undone": True, "guests": [{"name": "web1", "location": location, "state": None}]}
+        report = FILTERS["rejuvenation_report"](made, [{"phase": "start", "at": NOW}], [], failure, NOW)
+        run = FILTERS["rejuvenation_record"](begun, made, report, NOW, 5)["run"]
+        assert (run is not None) == kept
