@@ -285,6 +285,14 @@ def test_a_guest_that_was_shut_down_and_not_started_is_started_by_the_next_run(m
     assert machines.moves("m1") == ["db1 m1-a m1-b cold", "web1 m1-a m1-b zero_copy"]
 
 
+def test_a_lock_that_a_guest_may_outlast_is_refused(machines):
+    machines.add("m1", "app1")
+    done = machines.run(vmbeam_lock_ttl=3600, vmbeam_migrate_timeout=1800)
+    assert done.returncode != 0
+    assert "vmbeam_lock_ttl (3600 s) must be at least as long as a guest may take, 4500 s" in done.stdout
+    assert machines.world("m1")["calls"] == []
+
+
 def test_check_mode_with_diff_shows_what_would_be_where(machines):
     machines.add("m1", "app1", "web1")
     before = machines.world("m1")
@@ -355,3 +363,24 @@ def test_no_machine_follows_one_of_its_group_that_failed(machines):
     assert done.returncode != 0
     assert sorted(len(machines.moves(name)) for name in ("m1", "m2")) == [0, 1]
     assert "failed, and holds guests of the same anti-affinity group (db)" in done.stdout
+
+
+def test_a_machine_that_another_run_had_before_its_turn_is_not_touched(machines):
+    """Its lock is gone when its turn comes, as if it had expired, and another run had taken and given it back."""
+    machines.add("m1", "db1")
+    machines.add("m2", "db2")
+    other = "{{ 'm2' if inventory_hostname == 'm1' else 'm1' }}"
+    hook = {"ansible.builtin.file": {"path": f"{machines.folder}/{other}-lock/lock.json", "state": "absent"}}
+    (machines.folder / "before.yml").write_text(yaml.safe_dump([hook]))
+    done = machines.run(
+        vmbeam_serial=2,
+        vmbeam_anti_affinity=GROUP,
+        vmbeam_guest_labels=LABELS,
+        vmbeam_hooks={"before_machine": "before.yml"},
+    )
+    assert done.returncode != 0
+    # Either may be the first.
+    late, first = sorted(("m1", "m2"), key=lambda name: len(machines.moves(name)))
+    assert list(machines.where(first)) == [f"{first}-b"]
+    assert machines.world(late)["calls"] == []
+    assert f"{late} is not reserved for this run any more" in done.stdout
