@@ -285,6 +285,19 @@ def test_a_guest_that_was_shut_down_and_not_started_is_started_by_the_next_run(m
     assert machines.moves("m1") == ["db1 m1-a m1-b cold", "web1 m1-a m1-b zero_copy"]
 
 
+def test_a_hook_that_fails_does_not_keep_guests_from_going_back(machines):
+    machines.add("m1", "app1", "web1")
+    hook = {"ansible.builtin.fail": {"msg": "hook of app1"}, "when": "vmbeam_guest == 'app1'"}
+    (machines.folder / "after.yml").write_text(yaml.safe_dump([hook]))
+
+    done = machines.run(vmbeam_on_failure="rollback", vmbeam_hooks={"after_guest": "after.yml"})
+
+    assert done.returncode != 0
+    assert "hook of app1" in done.stdout
+    assert machines.where("m1") == {"m1-a": ["app1", "web1"]}
+    assert machines.read("m1", "report")["guests_moved_back"] == ["app1"]
+
+
 def test_a_lock_that_a_guest_may_outlast_is_refused(machines):
     machines.add("m1", "app1")
     done = machines.run(vmbeam_lock_ttl=3600, vmbeam_migrate_timeout=1800)
