@@ -105,7 +105,9 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     plan["problems"] += plan_problems(plan, source, destination, observed, settings)
     why_skip = _reason_to_skip(plan, source)
     if why_skip:
-        return dict(plan, action="skip", reason=why_skip, batches=[], problems=[])
+        run = (observed.get("state") or {}).get("run") or {}
+        unrecorded = plan["action"] == "resume" and run.get("destination") == destination["name"]
+        return dict(plan, action="skip", reason=why_skip, batches=[], problems=[], unrecorded_run=unrecorded)
     plan["problems"] += _late_skips(plan)
     plan["estimate"] = estimate(plan, (observed.get("state") or {}).get("history") or [])
     plan["steps"] = _steps(plan)

@@ -298,12 +298,52 @@ def test_a_hook_that_fails_does_not_keep_guests_from_going_back(machines):
     assert machines.read("m1", "report")["guests_moved_back"] == ["app1"]
 
 
+def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
+    """Whoever started app1 again in m1-a, because a repair misses it there, would have it twice."""
+    device = {"devices": [{"type": "pci", "id": "0000:03:00.0"}]}
+    machines.add("m1", "app1", "gpu1")
+    world = machines.world("m1")
+    world["host_vms"]["m1-a"]["guests"]["gpu1"] |= device
+    machines.write("m1", world)
+    options = {"vmbeam_guest_unmovable_policies": {"gpu1": "leave_and_skip"}}
+    assert machines.run(**options).returncode == 0
+    assert machines.where("m1") == {"m1-a": ["gpu1"], "m1-b": ["app1"]}
+    state = machines.read("m1", "state")
+    run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1", "gpu1"], "strategies": {}, "cold": []}
+    (machines.folder / "m1-state.json").write_text(json.dumps({**state, "run": run}))
+
+    done = machines.run(**options, vmbeam_repair_only=True)
+
+    assert done.returncode == 0
+    assert "runs nowhere" not in done.stdout
+    state = machines.read("m1", "state")
+    assert state["run"] is None
+    assert state["history"][-1]["outcome"] == "completed"
+
+
+def test_what_the_tag_rejuvenate_selects_is_the_whole_of_it(machines):
+    machines.add("m1", "app1")
+    assert machines.run("--tags", "rejuvenate").returncode == 0
+    assert machines.where("m1") == {"m1-b": ["app1"]}
+    assert machines.read("m1", "state")["history"][-1]["outcome"] == "completed"
+
+
 def test_a_lock_that_a_guest_may_outlast_is_refused(machines):
     machines.add("m1", "app1")
     done = machines.run(vmbeam_lock_ttl=3600, vmbeam_migrate_timeout=1800)
     assert done.returncode != 0
     assert "vmbeam_lock_ttl (3600 s) must be at least as long as a guest may take, 4500 s" in done.stdout
     assert machines.world("m1")["calls"] == []
+
+
+def test_the_report_of_the_run_knows_machines_that_are_only_planned(machines):
+    machines.add("m1", "app1")
+    report = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "_report.yml")}
+    (machines.folder / "play.yml").write_text(yaml.safe_dump([*PLAYBOOK, report]))
+    done = machines.run(rejuvenate_plan_only=True, vmbeam_report_directory=str(machines.folder / "reports"))
+    assert done.returncode == 0
+    [written] = (machines.folder / "reports").glob("*.json")
+    assert [machine["outcome"] for machine in json.loads(written.read_text())["machines"]] == ["planned"]
 
 
 def test_check_mode_with_diff_shows_what_would_be_where(machines):

@@ -90,7 +90,12 @@ def test_failures_within_a_batch_stop_the_run_after_it(fleet):
     machines = fleet(m1={}, m2={"fake_behaviour": "fail"}, m3={"fake_behaviour": "vanish"}, m4={}, m5={}, m6={})
     (machines.folder / "after.yml").write_text(hook)
 
-    done = machines.run(vmbeam_serial=[1, "50%"], vmbeam_failure_budget=1, vmbeam_hooks={"after_run": "after.yml"})
+    done = machines.run(
+        vmbeam_serial=[1, "50%"],
+        vmbeam_failure_budget=1,
+        vmbeam_hooks={"after_run": "after.yml"},
+        vmbeam_report_directory=str(machines.folder / "reports"),
+    )
 
     assert done.returncode != 0
     assert machines.begun[0] == "m1"
@@ -103,6 +108,9 @@ def test_failures_within_a_batch_stop_the_run_after_it(fleet):
     assert "Not touched: m5, m6" in done.stdout
     assert "told to fail" in done.stdout
     assert (machines.folder / "after").read_text() == "failed"
+    [written] = (machines.folder / "reports").glob("*.json")
+    told = [machine["machine"] for machine in json.loads(written.read_text())["machines"]]
+    assert told == ["m1", "m2", "m3", "m4", "m5", "m6"]
 
 
 def test_a_machine_that_cannot_be_begun_does_not_end_a_run_within_its_budget(fleet):
