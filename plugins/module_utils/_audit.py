@@ -7,15 +7,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, wait_for
+from ansible_collections.vmbeam.xen.plugins.module_utils._file_lock import locked_folder
 
 # Another writer holds the log for as long as one line takes.
 LOCK_SECONDS = 10.0
@@ -34,7 +31,8 @@ def append(path: Path, line: str, max_bytes: int, keep: int) -> None:
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = f"{line}\n".encode()
-    with _locked_folder(path):
+    # The folder, as the log itself may be renamed meanwhile.
+    with locked_folder(path.parent, LOCK_SECONDS, f"the lock of {path.parent}, which another writer holds"):
         if path.exists() and path.stat().st_size + len(data) > max_bytes:
             _rotate(path, keep)
         # Never through a link: root would append to whatever it names.
@@ -47,25 +45,6 @@ def append(path: Path, line: str, max_bytes: int, keep: int) -> None:
             os.fsync(log)
         finally:
             os.close(log)
-
-
-@contextmanager
-def _locked_folder(path: Path) -> Iterator[None]:
-    # The folder, as the log itself may be renamed meanwhile.
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-
-    def lock() -> bool:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    try:
-        wait_for(lock, Deadline(LOCK_SECONDS), f"the lock of {path.parent}, which another writer holds")
-        yield
-    finally:
-        os.close(folder)
 
 
 def _rotate(path: Path, keep: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import os
 import tempfile
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict
-from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Clock, Deadline, wait_for
+from ansible_collections.vmbeam.xen.plugins.module_utils._file_lock import locked_folder
+from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Clock
 
 # Gone after a reboot, like whatever the lock protected from a second run.
 DEFAULT_PATH = "/run/vmbeam/host-lock.json"
@@ -75,12 +75,8 @@ class HostLock:
                 return
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         # The folder, not the file: that one is replaced at each change.
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            wait_for(lambda: _try_lock(folder), Deadline(PATIENCE), f"others that use {self._path}")
+        with locked_folder(self._path.parent, PATIENCE, f"others that use {self._path}"):
             yield
-        finally:
-            os.close(folder)
 
     def holder(self) -> Lock | None:
         """Who has the machine, whether expired or not. Raises Conflict if the file cannot be read as a lock."""
@@ -106,11 +102,3 @@ class HostLock:
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
-
-
-def _try_lock(folder: int) -> bool:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     Undecided,
     VmbeamError,
 )
+from ansible_collections.vmbeam.xen.plugins.module_utils._file_lock import try_lock
 from ansible_collections.vmbeam.xen.plugins.module_utils._migration_state import (
     AWAY,
     DESTINATION,
@@ -380,12 +380,10 @@ class Migration:
         """One migration of a guest at a time. xl inherits the lock, in case that we die before it."""
         self._lock = os.open(self._send_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
+            if not try_lock(self._lock):
                 raise Conflict(
                     f"Another migration of {self._name} is at work in this dom0. Try again when it has ended."
-                ) from exc
+                )
             # Left by a run that was killed half-way.
             self._phase = Phase(os.pread(self._lock, 64, 0).decode())
             yield
