@@ -257,6 +257,42 @@ def test_rollback_after_a_failed_move(machines):
     assert machines.read("m1", "state")["run"] is None
 
 
+# In place of ssh: breaks as often as its folder says, else runs the command here.
+SSH = """#!/bin/sh
+for command; do :; done
+case $command in ControlPersist) exit 0 ;; esac
+breaks=$(cat {folder}/breaks)
+echo $((breaks - 1)) > {folder}/breaks
+[ "$breaks" -le 0 ] || {{ echo "kex_exchange_identification: Connection closed by remote host" >&2; exit 255; }}
+exec sh -c "$command"
+"""
+
+
+@pytest.mark.parametrize(("breaks", "outcome"), [(4, "rejuvenated"), (5, "refused")])
+def test_a_connection_that_breaks_is_tried_again(machines, breaks, outcome):
+    machines.add("m1", "app1")
+    ssh = machines.folder / "ssh"
+    ssh.write_text(SSH.format(folder=machines.folder))
+    ssh.chmod(0o755)
+    (machines.folder / "breaks").write_text(str(breaks))
+    machines.dom0s["m1-a"] |= {
+        "ansible_connection": "ssh",
+        "ansible_ssh_executable": str(ssh),
+        "ansible_ssh_transfer_method": "piped",
+    }
+
+    done = machines.run()
+
+    if outcome == "rejuvenated":
+        assert done.returncode == 0
+        assert machines.where("m1") == {"m1-b": ["app1"]}
+    else:
+        assert done.returncode != 0
+        assert "the guest dom0 of m1-a does not answer (" in done.stdout
+        assert "kex_exchange_identification: Connection closed" in done.stdout
+        assert machines.world("m1")["calls"] == []
+
+
 def test_a_rollback_that_fails_keeps_both_host_vms(machines):
     machines.add("m1", "app1", "web1", faults=["web1 to m1-b", "app1 to m1-a"])
 
