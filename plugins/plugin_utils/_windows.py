@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import zoneinfo
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -28,7 +28,7 @@ def closed(
     A window is {days, from, to, timezone}: from and to are times of day; one that ends before it begins ends on the
     next day. Without any window every time is allowed. A blackout is {from, to, reason, timezone}: dates (the whole
     of both days) or date and time, ISO 8601. The window has to stay open, and no blackout to begin, for `margin`
-    seconds. `timezone` is for those that name none.
+    seconds; windows that adjoin or overlap are one. `timezone` is for those that name none.
 
     :raises ValueError: a window or a blackout cannot be read; the message names it
     """
@@ -41,26 +41,38 @@ def closed(
             return f"{what}: from {_local(begin, blackout, timezone)} to {_local(end, blackout, timezone)}"
     if not windows:
         return ""
-    if any(_open(window, first, last, timezone) for window in windows):
+    if _open_until(windows, first, last, timezone) > last:
         return ""
     listed = "; ".join(_words(window, timezone) for window in windows)
     long_enough = f" for {float(margin):g} s" if margin else ""
     return f"outside of its maintenance window{long_enough}: {listed}; now it is {first:%a %Y-%m-%d %H:%M} UTC"
 
 
-def _open(window: Mapping[str, Any], first: datetime.datetime, last: datetime.datetime, timezone: str) -> bool:
+def _open_until(
+    windows: Sequence[Mapping[str, Any]], first: datetime.datetime, last: datetime.datetime, timezone: str
+) -> datetime.datetime:
+    """Return until when there is an open window at each moment from `first` on; `first` if none is open then."""
+    until = first
+    for opens, closes in sorted(period for window in windows for period in _openings(window, first, last, timezone)):
+        if opens <= until:
+            until = max(until, closes)
+    return until
+
+
+def _openings(
+    window: Mapping[str, Any], first: datetime.datetime, last: datetime.datetime, timezone: str
+) -> Iterator[tuple[datetime.datetime, datetime.datetime]]:
+    """Yield when a window opens and closes, each time that it may be open between `first` and `last`."""
     zone = _zone(window, timezone)
     days, begin, end = _days(window), _time(window, "from"), _time(window, "to")
-    today = first.astimezone(zone).date()
     # One that began yesterday may still be open.
-    for day in (today - _DAY, today):
-        if DAYS[day.weekday()] not in days:
-            continue
-        opens = datetime.datetime.combine(day, datetime.time(), zone) + begin
-        closes = datetime.datetime.combine(day, datetime.time(), zone) + (end if end > begin else end + _DAY)
-        if opens.astimezone(datetime.UTC) <= first and last < closes.astimezone(datetime.UTC):
-            return True
-    return False
+    day = first.astimezone(zone).date() - _DAY
+    while day <= last.astimezone(zone).date():
+        if DAYS[day.weekday()] in days:
+            midnight = datetime.datetime.combine(day, datetime.time(), zone)
+            opens, closes = midnight + begin, midnight + (end if end > begin else end + _DAY)
+            yield opens.astimezone(datetime.UTC), closes.astimezone(datetime.UTC)
+        day += _DAY
 
 
 def _period(blackout: Mapping[str, Any], timezone: str) -> tuple[datetime.datetime, datetime.datetime]:

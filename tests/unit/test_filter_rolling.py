@@ -178,6 +178,25 @@ def test_a_window_has_to_stay_open_for_the_margin():
     assert "1900 s" in apply("rolling_closed", NIGHT, [], moment("2026-11-24T02:30"), 1900)
 
 
+ADJOINING = [{"days": "mon", "from": "22:00", "to": "24:00"}, {"days": "tue", "from": "00:00", "to": "03:00"}]
+
+
+@pytest.mark.parametrize(
+    ("windows", "now", "margin", "opens"),
+    [
+        (ADJOINING, "2026-11-23T23:00", 4 * 3600 - 60, True),
+        (ADJOINING, "2026-11-23T23:00", 4 * 3600 + 60, False),
+        (ADJOINING, "2026-11-23T21:59", 600, False),
+        ([ADJOINING[0], {**ADJOINING[1], "from": "00:01"}], "2026-11-23T23:00", 7200, False),
+        # Overlapping, in any order, and one that adjoins itself.
+        ([{"from": "02:00", "to": "05:00"}, {"from": "01:00", "to": "03:00"}], "2026-11-24T01:30", 3 * 3600, True),
+        ([{"from": "00:00", "to": "24:00"}], "2026-11-24T01:30", 50 * 3600, True),
+    ],
+)
+def test_windows_that_adjoin_are_one_for_the_margin(windows, now, margin, opens):
+    assert (apply("rolling_closed", windows, [], moment(now), margin) == "") == opens
+
+
 def test_without_windows_every_time_will_do():
     assert apply("rolling_closed", [], [], moment("2026-11-24T02:30")) == ""
 
