@@ -33,7 +33,7 @@ def select(
     """Return those of the machines `names` that a run takes, in its order.
 
     A machine is taken if its vmbeam_labels have every label of `wanted` and none of `skipped`. Labels are
-    {name: value or list of values}, or text such as "rack=r1,tier=db".
+    {name: value or list of values}, or text such as "rack=r1,tier=db"; of lists one value in common will do.
 
     Orders: inventory; oldest: the active host VM's age first (its fact rolling_created, ISO 8601 in UTC), machines of
     unknown age before all; aging: the highest vmbeam_aging_score first, then oldest.
@@ -206,8 +206,7 @@ def done_in_run(observed: Mapping[str, Any], run_id: str) -> bool:
 
 
 def _has(variables: Mapping[str, Any], label: str, values: list[str]) -> bool:
-    labels = variables.get("vmbeam_labels") or {}
-    return label in labels and str(labels[label]) in values
+    return any(value in values for value in _labels(variables.get("vmbeam_labels")).get(label, []))
 
 
 def _labels(given: Any) -> dict[str, list[str]]:

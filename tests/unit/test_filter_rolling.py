@@ -66,6 +66,13 @@ def test_a_label_that_is_named_twice_may_have_either_value():
     assert apply("rolling_select", list(hostvars), hostvars, "inventory", {}, "rack=r1,rack=r2") == ["r3"]
 
 
+def test_a_machine_may_have_several_values_of_a_label():
+    labels = {"web": {"role": ["web", "cache"]}, "db": {"role": ["db"]}, "both": "role=db,role=cache", "none": {}}
+    hostvars = {name: {"vmbeam_labels": given} for name, given in labels.items()}
+    assert apply("rolling_select", list(hostvars), hostvars, "inventory", {"role": "cache"}) == ["web", "both"]
+    assert apply("rolling_select", list(hostvars), hostvars, "inventory", {}, "role=db") == ["web", "none"]
+
+
 def test_aging_goes_before_age():
     hostvars = {"young": {"rolling_created": "2026-02", "vmbeam_aging_score": 5}, "old": {"rolling_created": "2026-01"}}
     assert apply("rolling_select", ["old", "young"], hostvars, "aging") == ["young", "old"]
