@@ -217,7 +217,10 @@ static bool commit(unsigned int in_use)
 
     for ( ; ; )
     {
-        int rc = zc_commit(&session, try > patience);
+        /* Either may go on once the source has begun. */
+        int rc = session.commit && maybe(30)
+                 ? zc_force_commit(&session, try > patience)
+                 : zc_commit(&session, try > patience);
 
         if ( !rc )
             return true;
@@ -299,6 +302,10 @@ static void play(unsigned int seed)
     if ( maybe(25) )
         toggle_log_dirty(&dst);
 
+    /* The host's control domain may not begin in place of the source. */
+    assert(zc_force_commit(&session, true) == -EILSEQ);
+    assert(session.state == XEN_ZEROCOPY_STATE_OPEN && !session.commit);
+
     memory_short();
     if ( maybe(20) )
         /* Some of each block. */
@@ -313,6 +320,9 @@ static void play(unsigned int seed)
     else if ( maybe(30) )
     {
         handed_over = false;
+        if ( maybe(50) )
+            /* Some of each block. */
+            use_frames(200);
         while ( zc_revert(&session) == -ERESTART );
         reverted++;
     }
@@ -337,8 +347,10 @@ int main(int argc, char *argv[])
         play(i);
 
     printf("%u sessions: %u committed, %u aborted, %u reverted; %u frames"
-           " copied; at most %u allocations and accesses in one go\n",
-           rounds, committed, aborted, reverted, copied, max_work);
+           " copied; at most %u allocations and accesses in one go, %u of them"
+           " accesses; %u flushes of all TLBs\n",
+           rounds, committed, aborted, reverted, copied, max_work, max_touched,
+           flushes);
 
     return !committed || !aborted || !reverted || !copied;
 }

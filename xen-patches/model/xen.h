@@ -46,6 +46,9 @@ static unsigned int records_fail, tables_fail;
  */
 static unsigned int work, max_work;
 #define WORK_LIMIT 7000
+/* Of these, clearing and copying: ZC_BATCH_TOUCH, and a block at most. */
+static unsigned int touched, max_touched;
+#define TOUCHED_LIMIT (2048 + 511)
 
 static bool chance(unsigned int of_1000)
 {
@@ -59,7 +62,7 @@ static void spin_lock(spinlock_t *l)
 {
     assert(!l->locked);
     l->locked = 1;
-    work = 0;
+    work = touched = 0;
 }
 
 static void spin_unlock(spinlock_t *l)
@@ -67,8 +70,8 @@ static void spin_unlock(spinlock_t *l)
     assert(l->locked);
     l->locked = 0;
     max_work = work > max_work ? work : max_work;
-    assert(work <= WORK_LIMIT);
-
+    max_touched = touched > max_touched ? touched : max_touched;
+    assert(work <= WORK_LIMIT && touched <= TOUCHED_LIMIT);
 }
 
 static bool hypercall_preempt_check(void)
@@ -230,12 +233,14 @@ static bool is_special_page(const struct page_info *pg)
 static void clear_domain_page(mfn_t mfn)
 {
     work++;
+    touched++;
     frames[mfn_x(mfn)].contents = 0;
 }
 
 static void copy_domain_page(mfn_t to, mfn_t from)
 {
     work++;
+    touched++;
     frames[mfn_x(to)].contents = frames[mfn_x(from)].contents;
 }
 
@@ -376,14 +381,24 @@ static void p2m_flush_nestedp2m(struct domain *d)
     d->p2m.stale = false;
 }
 
+/* The nested p2ms have had some memory, or none. */
+static bool p2m_reclaim_nestedp2m(struct domain *d)
+{
+    p2m_flush_nestedp2m(d);
+    return chance(500);
+}
+
 static void p2m_tlb_flush_sync(struct p2m_domain *p2m)
 {
 }
 
 static int cpu_online_map;
 
+static unsigned int flushes;
+
 static void arch_flush_tlb_mask(const int *mask)
 {
+    flushes++;
 }
 
 static void put_domain(struct domain *d)
