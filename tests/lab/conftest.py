@@ -254,26 +254,29 @@ class Pair:
                 self.lab.guest_dom0(slot, f"mv {XL}.real {XL}")
 
     @contextlib.contextmanager
-    def held(self, text: str, guest: str = GUEST) -> typing.Iterator[concurrent.futures.Future]:
+    def held(
+        self, text: str, guest: str = GUEST, *, slot: str = "a", verb: str = "migrate"
+    ) -> typing.Iterator[concurrent.futures.Future]:
         """Migrate a guest from a to b, and hold its sender, the source's xl, as soon as it says a certain thing.
 
-        Yields the future of the migration; the sender goes on when the block ends.
+        Or its receiver: slot b, verb migrate-receive. Yields the future of the migration; what is held goes on when
+        the block ends.
         """
         hold = f"kill -STOP $child; echo > {HELD}; read -r _ < {GO}; kill -CONT $child"
-        self.lab.guest_dom0("a", f"rm -f {HELD} {GO} && mkfifo {HELD} {GO}")
+        self.lab.guest_dom0(slot, f"rm -f {HELD} {GO} && mkfifo {HELD} {GO}")
         with (
-            self.stand_in("a", "migrate", text, hold),
+            self.stand_in(slot, verb, text, hold),
             concurrent.futures.ThreadPoolExecutor(1) as pool,
         ):
             migration = pool.submit(self.move, "a", "b", guest)
             # A fifo: this ends at the moment when the other end is written to.
-            self.lab.guest_dom0("a", f"timeout 300 cat {HELD}", timeout=330)
+            self.lab.guest_dom0(slot, f"timeout 300 cat {HELD}", timeout=330)
             assert not migration.done(), migration.exception()
             try:
                 yield migration
             finally:
-                if self.name("a") in self.lab.domains():
-                    self.lab.guest_dom0("a", f"timeout 60 sh -c {shlex.quote(f'echo > {GO}')}", timeout=90)
+                if self.name(slot) in self.lab.domains():
+                    self.lab.guest_dom0(slot, f"timeout 60 sh -c {shlex.quote(f'echo > {GO}')}", timeout=90)
                 # Whatever it says: that is for the test to look at.
                 concurrent.futures.wait([migration], timeout=900)
 

@@ -7,6 +7,7 @@ no dom0 of a guest hypervisor can. They run one level deep, so this is quick.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import itertools
 import pathlib
@@ -46,6 +47,18 @@ for _ in $(seq 100); do
 done
 cat "$tty" > {directory}/{name}.log 2>&1 < /dev/null &
 xl unpause {name}
+"""
+
+#: Asks to commit a session on behalf of its source, and ends successfully if that is refused as too early.
+FORCE_COMMIT = """\
+import ctypes, pathlib, sys
+version = pathlib.Path("/sys/hypervisor/version")
+name = ".".join((version / part).read_text().strip() for part in ("major", "minor"))
+xenctrl = ctypes.CDLL("libxenctrl.so." + name, use_errno=True)
+xenctrl.xc_interface_open.restype = ctypes.c_void_p
+handle = ctypes.c_void_p(xenctrl.xc_interface_open(None, None, 0))
+rc = xenctrl.xc_zerocopy_force_commit(handle, ctypes.c_uint32({session}), ctypes.c_uint32(0))
+sys.exit(0 if rc == -1 and ctypes.get_errno() == {eilseq} else f"rc={{rc}}, errno={{ctypes.get_errno()}}")
 """
 
 
@@ -120,6 +133,14 @@ def set_up(lab, seed: int) -> None:
     bind(lab, "a", "b", purpose="channel")
 
 
+def assert_no_forced_commit(lab, source: str, destination: str) -> None:
+    """Host dom0 cannot hand a guest over before its source has begun to."""
+    pair = {"source": f"hostile-{source}", "destination": f"hostile-{destination}"}
+    [session, *_rest] = lab.module("vmbeam.xen.zero_copy_session", **pair)["sessions"]
+    script = FORCE_COMMIT.format(session=session["session"], eilseq=errno.EILSEQ)
+    lab.host("python3", "-c", shlex.quote(script))
+
+
 def disturb(lab) -> None:
     """Give both new sessions, and end the old ones, as far as that is allowed, until they have made their calls.
 
@@ -156,6 +177,7 @@ def assert_untouched(lab, free_before: int) -> None:
 def test_misuse_is_refused_and_leaks_nothing(hostile):
     free = free_memory_mb(hostile)
     set_up(hostile, seed=1)
+    assert_no_forced_commit(hostile, "c", "b")
     for match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=120).values():
         assert int(match[1]) > 50
         assert match[2] == "0"

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.long
 
 GUEST = "web1"
 OTHER = "app1"  #: HVM with two CPUs on the one of its host VM
+#: What the receiver says before it creates the guest, let alone accepts memory.
+RECEIVING = "Ready to receive"
 #: What the sender says when all memory is shared and the guest stands still; long before it hands over.
 SUSPENDED = "guest has suspended"
 #: The guest is the destination's now, which does not know it yet.
@@ -86,6 +88,33 @@ def test_a_guest_that_is_destroyed_half_way_is_gone_everywhere(fresh):
     assert fresh.lab.guests_in("b") == set()
     assert fresh.free_mib("b") == free
     assert not guests.lost(other, fresh.lab.status(OTHER))
+
+
+def test_a_session_that_is_removed_half_way_leaves_the_guest_as_it_was(fresh):
+    """16: host dom0 ends it while the sender waits for the receiver: the guest runs on, and none of it stays pinned."""
+    before = fresh.lab.status(GUEST)
+    size = fresh.lab.machine.guests[GUEST].memory_mb
+    with fresh.held(RECEIVING, slot="b", verb="migrate-receive") as migration:
+        wait.until(
+            lambda: any(session["offered"] for session in fresh.lab.module("vmbeam.xen.zero_copy_info")["sessions"]),
+            timeout=120,
+            failure=lambda: AssertionError("the guest's memory is not offered"),
+        )
+        pair = {"source": fresh.name("a"), "destination": fresh.name("b")}
+        fresh.lab.module("vmbeam.xen.zero_copy_session", **pair, state="absent")
+    assert "moved" not in outcome(migration)
+    assert fresh.running_in() == ["a"]
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+    free = fresh.free_mib("a")
+    fresh.lab.guest_dom0("a", f"xl mem-set {GUEST} {size - 40}m")
+    wait.until(
+        lambda: fresh.free_mib("a") >= free + 30,
+        timeout=120,
+        failure=lambda: AssertionError("what the guest has given back is not free"),
+    )
+    fresh.move("a", "b")
+    assert fresh.running_in() == ["b"]
+    assert not guests.lost(before, fresh.lab.status(GUEST))
 
 
 @pytest.mark.parametrize("slot", ["a", "b"])
