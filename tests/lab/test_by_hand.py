@@ -1,0 +1,99 @@
+"""Zero-copy migration by xl alone, as its man page and docs/zero-copy-by-hand.md have it: no module takes part."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+import pytest
+from vmbeam_lab import guests
+from vmbeam_lab.errors import CommandFailed
+
+pytestmark = pytest.mark.long
+
+GUEST = "web1"
+#: Sessions that a host VM can have at a time.
+LIMIT = 32
+
+
+def bind(pair, source: str, destination: str, *options: str) -> int:
+    """Let a slot pass something to another one, in host dom0, and return the session's number."""
+    said = pair.lab.host("xl", "zero-copy-bind", *options, pair.name(source), pair.name(destination))
+    return int(said.splitlines()[-1])
+
+
+def unbind(pair, *sessions: int) -> None:
+    command = "; ".join(["set -e", *(f"xl zero-copy-unbind {session}" for session in sessions)])
+    pair.lab.host("sh", "-c", shlex.quote(command), timeout=300)
+
+
+def sessions(pair) -> dict[int, list[str]]:
+    """Return number -> the other columns of the sessions that host dom0 lists."""
+    _header, *lines = pair.lab.host("xl", "zero-copy-list").splitlines()
+    return {int(number): columns for number, *columns in map(str.split, lines)}
+
+
+def migrate(pair, source: str, *arguments: str) -> None:
+    """Run xl migrate in a slot's guest dom0."""
+    command = shlex.join(["xl", "migrate", "--zero-copy", *arguments])
+    try:
+        print(pair.lab.guest_dom0(source, f"{command} 2>&1", timeout=900))
+    except subprocess.CalledProcessError as exc:
+        pytest.fail(f"{command}: {exc.stdout}")
+
+
+@pytest.mark.parametrize("channel", [True, False], ids=["channel", "ssh"])
+def test_a_guest_moves_to_and_fro(pair, channel):
+    before = pair.lab.status(GUEST)
+    for source, destination in (("a", "b"), ("b", "a")):
+        names = [pair.name(source), pair.name(destination)]
+        way = bind(pair, source, destination, "--channel") if channel else None
+        session = bind(pair, source, destination)
+        bound = sessions(pair)
+        assert bound[session][:4] == [*names, "guest", "open"]
+        assert way is None or bound[way][:4] == [*names, "channel", "open"]
+        if channel:
+            migrate(pair, source, "-s", "", GUEST, f"vmbeam-channel receive {GUEST}")
+        else:
+            migrate(pair, source, GUEST, names[1])
+        assert pair.running_in() == [destination]
+        left = sessions(pair)
+        assert session not in left
+        if way is not None:
+            assert way in left
+            unbind(pair, way)
+            assert way not in sessions(pair)
+    assert not guests.lost(before, pair.lab.status(GUEST))
+
+
+def test_sessions_are_limited_and_can_be_removed(pair):
+    before = set(sessions(pair))
+    command = shlex.join(["xl", "zero-copy-bind", pair.name("a"), pair.name("b"), "64"])
+    said = pair.lab.host(
+        "sh", "-c", shlex.quote(f"for turn in $(seq {LIMIT + 1}); do {command}; done; true"), timeout=600
+    )
+    now = sessions(pair)
+    bound = set(now) - before
+    try:
+        assert len(now) == LIMIT
+        assert "too many sessions" in said
+        assert {now[session][4] for session in bound} == {"64"}
+    finally:
+        unbind(pair, *bound)
+    assert set(sessions(pair)) == before
+
+
+def test_what_cannot_be_is_refused_with_a_reason(pair):
+    before = sessions(pair)
+    a, b = pair.name("a"), pair.name("b")
+    for arguments, reason in (
+        (["zero-copy-bind", a, a], "are the same domain"),
+        (["zero-copy-bind", a, "nobody"], "nobody is an invalid domain identifier"),
+        (["zero-copy-bind", "--channel", a, b, "64"], "size of a channel is fixed"),
+        (["zero-copy-bind", a, b, "64x"], "invalid memory size"),
+        (["zero-copy-unbind", "4000000000"], "no zero-copy session 4000000000"),
+    ):
+        with pytest.raises(CommandFailed) as failed:
+            pair.lab.host("xl", *arguments)
+        assert reason in failed.value.output
+    assert sessions(pair) == before
