@@ -18,6 +18,7 @@ import jsonschema
 import pytest
 import yaml
 from ansible_collections.vmbeam.xen.plugins.module_utils import _aging, _aging_metrics
+from ansible_collections.vmbeam.xen.plugins.plugin_utils import _rolling
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -68,8 +69,8 @@ def role_defaults(name: str) -> dict[str, Any]:
 
 
 def default_of(variable: str) -> Any:
-    """What role rejuvenate takes for a variable that nobody sets, None if it has no such default."""
-    for value in role_defaults("rejuvenate").values():
+    """What the roles take for a variable that nobody sets, None if they have no such default."""
+    for value in (*role_defaults("rejuvenate").values(), *role_defaults("rolling").values()):
         found = re.match(r"\{\{ " + variable + r" \| default\((.*?)\)( \| (int|bool))? \}\}$", str(value))
         if found:
             return yaml.safe_load(found[1])
@@ -116,6 +117,12 @@ def test_a_survey_offers_the_strategies_that_the_role_takes():
     validation = (ROOT / "roles" / "rejuvenate" / "tasks" / "validate.yml").read_text()
     found = re.search(r"rejuvenate_strategies: \[([^]]*)\]", validation)
     assert {*choices} <= {"auto", *yaml.safe_load(f"[{found[1]}]")}
+
+
+def test_a_survey_asks_how_the_machines_are_rolled():
+    questions = {question["variable"]: question for question in SURVEY["spec"]}
+    assert {"vmbeam_serial", "vmbeam_failure_budget", "vmbeam_order"} <= {*questions}
+    assert tuple(questions["vmbeam_order"]["choices"]) == _rolling.ORDERS
 
 
 def test_a_survey_has_each_variable_once():
