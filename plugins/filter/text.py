@@ -19,5 +19,6 @@ class FilterModule:
         """Return the filters by name."""
         functions: dict[str, Callable[..., Any]] = {
             "failure_reason": _text.failure_reason,
+            "listed": _text.listed,
         }
         return {name: checked(name, function) for name, function in functions.items()}

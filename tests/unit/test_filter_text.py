@@ -14,6 +14,21 @@ FILTERS = FilterModule().filters()
 
 
 @pytest.mark.parametrize(
+    ("given", "entries"),
+    [
+        (["web1", "db1"], ["web1", "db1"]),
+        ("web1, db1,", ["web1", "db1"]),
+        ("web1", ["web1"]),
+        ("", []),
+        (None, []),
+        (7, [7]),
+    ],
+)
+def test_a_list_as_people_give_it(given: Any, entries: list[Any]) -> None:
+    assert FILTERS["listed"](given) == entries
+
+
+@pytest.mark.parametrize(
     ("result", "reason"),
     [
         ({"failed": True, "msg": "no route"}, "no route"),

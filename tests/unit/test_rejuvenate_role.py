@@ -357,6 +357,25 @@ def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
     assert state["history"][-1]["outcome"] == "completed"
 
 
+def test_lists_may_be_given_as_text(machines):
+    machines.add("m1", "app1", "web1")
+    run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1", "db1", "db2"], "strategies": {}, "cold": []}
+    (machines.folder / "m1-state.json").write_text(json.dumps({"run": run, "history": []}))
+
+    done = machines.run(
+        vmbeam_repair_only=True,
+        vmbeam_confirm_gone="db1, db2",
+        vmbeam_strategy="auto",
+        vmbeam_auto_strategies="precopy,cold",
+        vmbeam_pinned_guests="db1,app1",
+    )
+
+    assert done.returncode == 0
+    assert machines.read("m1", "state")["run"] is None
+    planned = {guest["name"]: guest["strategy"] for guest in machines.read("m1", "plan")["guests"]}
+    assert planned == {"app1": "cold", "web1": "precopy"}
+
+
 def test_what_the_tag_rejuvenate_selects_is_the_whole_of_it(machines):
     machines.add("m1", "app1")
     assert machines.run("--tags", "rejuvenate").returncode == 0
