@@ -357,6 +357,16 @@ def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
     assert state["history"][-1]["outcome"] == "completed"
 
 
+def test_a_machine_is_done_once_in_a_run(machines):
+    """The stand-in for the new host VM is as old as the first one."""
+    machines.add("m1", "app1")
+    assert machines.run(vmbeam_run_id="night").returncode == 0
+    done = machines.run(vmbeam_run_id="night", vmbeam_force=True)
+    assert done.returncode == 0
+    assert "m1: skip: m1-b (generation 2) is what this run has made of the machine already" in done.stdout
+    assert machines.moves("m1") == ["app1 m1-a m1-b zero_copy"]
+
+
 def test_lists_may_be_given_as_text(machines):
     machines.add("m1", "app1", "web1")
     run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1", "db1", "db2"], "strategies": {}, "cold": []}
