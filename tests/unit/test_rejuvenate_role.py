@@ -304,6 +304,25 @@ def test_a_rollback_that_fails_keeps_both_host_vms(machines):
     assert machines.read("m1", "state")["run"]["guests"] == ["app1", "web1"]
 
 
+def test_a_gate_that_fails_on_the_way_back_keeps_no_other_guest_from_it(machines):
+    """The gate of app1 holds once, when it has moved forth; db1 cannot go back, and log1 can."""
+    machines.add("m1", "app1", "db1", "log1", "web1", faults=["web1 to m1-b", "db1 to m1-a"])
+    command = f"[ ! -e {machines.folder}/asked ] && touch {machines.folder}/asked"
+    gate = {"name": "once", "guest": "app1", "command": ["sh", "-c", command], "timeout": 3}
+
+    done = machines.run(vmbeam_on_failure="rollback", vmbeam_gates=[gate])
+
+    assert done.returncode != 0
+    assert machines.where("m1") == {"m1-a": ["app1", "log1", "web1"], "m1-b": ["db1"]}
+    report = machines.read("m1", "report")
+    assert report["guests_moved_back"] == ["log1"]
+    told = "The undo did not end: app1: gate once does not hold: it ended with 1: ; db1: db1 cannot go to m1-a."
+    assert told in report["failure"]["summary"]
+    # Where they are after that.
+    assert "Guest app1 is in m1-a (blocked). Guest db1 is in m1-b (blocked)." in report["failure"]["summary"]
+    assert machines.read("m1", "state")["run"]["guests"] == ["app1", "db1", "log1", "web1"]
+
+
 def test_a_guest_that_was_shut_down_and_not_started_is_started_by_the_next_run(machines):
     """It is in neither host VM then, and only the record knows of it."""
     machines.add("m1", "db1", "web1", faults=["db1 down"])
