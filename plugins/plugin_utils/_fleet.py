@@ -128,7 +128,7 @@ def _outcome(seen: Mapping[str, Any], report: dict[str, Any], plan: dict[str, An
         return "refused", "; ".join(problem["message"] for problem in plan["problems"])
     if result in ("failed", "skipped"):
         return result, why
-    if result in ("done", "fresh") or "rejuvenate_ended" in seen:
+    if result in ("done", "fresh", "planned") or "rejuvenate_ended" in seen:
         return ("skipped" if plan["action"] == "skip" else "planned"), str(plan["reason"])
     if "rejuvenate_phases" in seen:
         return _why_unended(seen, plan)

@@ -405,6 +405,18 @@ def test_lists_may_be_given_as_text(machines):
     assert planned == {"app1": "cold", "web1": "precopy"}
 
 
+def test_the_tag_plan_of_the_playbook_plans_only(machines):
+    machines.add("m1", "app1")
+    playbook = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "rejuvenate.yml")}
+    (machines.folder / "play.yml").write_text(yaml.safe_dump([playbook]))
+    done = machines.run("--tags", "plan")
+    assert done.returncode == 0
+    assert machines.read("m1", "plan")["action"] == "rejuvenate"
+    assert machines.world("m1")["calls"] == []
+    assert not (machines.folder / "m1-state.json").exists()
+    assert not (machines.folder / "m1-lock" / "lock.json").exists()
+
+
 def test_what_the_tag_rejuvenate_selects_is_the_whole_of_it(machines):
     machines.add("m1", "app1")
     assert machines.run("--tags", "rejuvenate").returncode == 0

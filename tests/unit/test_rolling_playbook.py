@@ -43,9 +43,9 @@ class Fleet:
         hosts = {"all": {"vars": common, "children": {"vmbeam_hosts": {"hosts": machines}}}}
         (folder / "inventory.yml").write_text(yaml.safe_dump(hosts, sort_keys=False))
 
-    def argv(self, *before: Path, **variables: Any) -> list[str]:
-        """The command for the playbook, with others that go before it."""
-        playbooks = [str(path) for path in (*before, ROOT / "playbooks" / "rejuvenate.yml")]
+    def argv(self, *before: Path | str, **variables: Any) -> list[str]:
+        """The command for the playbook, with others that go before it, or options."""
+        playbooks = [str(word) for word in (*before, ROOT / "playbooks" / "rejuvenate.yml")]
         command = str(Path(sys.executable).parent / "ansible-playbook")
         return [command, "-i", str(self.folder / "inventory.yml"), *playbooks, "-e", json.dumps(variables)]
 
@@ -59,7 +59,7 @@ class Fleet:
             "ANSIBLE_NOCOLOR": "1",
         }
 
-    def run(self, *before: Path, **variables: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *before: Path | str, **variables: Any) -> subprocess.CompletedProcess[str]:
         self.report_file.unlink(missing_ok=True)
         done = subprocess.run(
             self.argv(*before, **variables), env=self.environment, capture_output=True, text=True, timeout=TIMEOUT
@@ -173,6 +173,31 @@ def test_a_failing_hook_before_the_run_keeps_all_machines_untouched(fleet):
     assert done.returncode != 0
     assert "not today" in done.stdout
     assert machines.begun == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "result", "begun", "hooks"),
+    [("rejuvenate", "done", ["m1"], ["before", "after"]), ("plan", "planned", [], []), ("nonsense", None, [], [])],
+)
+def test_tags_select_parts_and_nothing_is_begun_without_its_tag(fleet, tag, result, begun, hooks):
+    machines = fleet(m1={})
+    for hook in ("before", "after"):
+        line = f"- ansible.builtin.copy: {{content: '', dest: '{{{{ fake_folder }}}}/{hook}'}}\n"
+        (machines.folder / f"{hook}.yml").write_text(line)
+
+    done = machines.run(
+        "--tags",
+        tag,
+        vmbeam_hooks={"before_run": "before.yml", "after_run": "after.yml"},
+        vmbeam_report_directory=str(machines.folder / "reports"),
+    )
+
+    assert done.returncode == 0
+    assert machines.begun == begun
+    assert [hook for hook in ("before", "after") if (machines.folder / hook).exists()] == hooks
+    assert machines.report_file.exists() == (machines.folder / "reports").exists() == (result is not None)
+    if result:
+        assert machines.results() == {"m1": result}
 
 
 def test_what_a_playbook_before_found_decides_the_order(fleet):
