@@ -140,6 +140,20 @@ def test_a_machine_that_cannot_be_begun_does_not_end_a_run_within_its_budget(fle
         assert lock.holder().owner == "another run"
 
 
+def test_what_a_machine_has_wrong_in_its_variables_is_what_it_failed_of(fleet):
+    machines = fleet(m1={"vmbeam_blackouts": "2026-12-24"}, m2={})
+
+    done = machines.run(vmbeam_failure_budget=1, vmbeam_report_directory=str(machines.folder / "reports"))
+
+    assert done.returncode != 0
+    assert machines.results() == {"m1": "failed", "m2": "done"}
+    reasons = {machine["machine"]: machine["reason"] for machine in machines.report()["machines"]}
+    assert "rolling_blackouts" in reasons["m1"]
+    [written] = (machines.folder / "reports").glob("*.json")
+    told = {machine["machine"]: machine for machine in json.loads(written.read_text())["machines"]}
+    assert (told["m1"]["outcome"], told["m1"]["reason"]) == ("failed", reasons["m1"])
+
+
 def test_a_killed_run_is_continued_and_nothing_is_done_twice(fleet, tmp_path):
     machines = fleet(m1={}, m2={}, m3={})
     for fifo in ("held", "go"):
