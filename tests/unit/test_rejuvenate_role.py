@@ -386,6 +386,39 @@ def test_a_machine_is_done_once_in_a_run(machines):
     assert machines.moves("m1") == ["app1 m1-a m1-b zero_copy"]
 
 
+def test_a_repair_is_in_the_audit_log_and_in_the_report_of_its_run(machines):
+    machines.add("m1", "app1")
+    machines.add("m2", "web2")
+    world = machines.world("m1")
+    world["host_vms"]["m1-a"]["guests"]["app1"]["state"] = "paused"
+    machines.write("m1", world)
+    run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1"], "strategies": {}, "cold": []}
+    (machines.folder / "m1-state.json").write_text(json.dumps({"run": run, "history": []}))
+    playbook = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "repair.yml")}
+    (machines.folder / "play.yml").write_text(yaml.safe_dump([playbook]))
+
+    done = machines.run(
+        vmbeam_serial=2,
+        vmbeam_audit_file=f"{machines.folder}/{{{{ inventory_hostname }}}}-audit/log",
+        vmbeam_report_directory=str(machines.folder / "reports"),
+        vmbeam_run_id="mend",
+    )
+
+    assert done.returncode == 0
+    [entry] = (json.loads(line) for line in (machines.folder / "m1-audit" / "log").read_text().splitlines())
+    assert (entry["event"], entry["run"], entry["outcome"], entry["unpaused"]) == (
+        "repair",
+        "mend",
+        "completed",
+        ["app1"],
+    )
+    # Nothing was done on m2.
+    assert not (machines.folder / "m2-audit").exists()
+    [written] = (machines.folder / "reports").glob("*.json")
+    told = {machine["machine"]: machine["outcome"] for machine in json.loads(written.read_text())["machines"]}
+    assert told == {"m1": "completed", "m2": "skipped"}
+
+
 def test_lists_may_be_given_as_text(machines):
     machines.add("m1", "app1", "web1")
     run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1", "db1", "db2"], "strategies": {}, "cold": []}
