@@ -87,7 +87,7 @@ test-molecule: lab-up ## Each role on the lab: check mode, converge, idempotence
 
 .PHONY: test-rejuvenation
 test-rejuvenation: ## All tests that move guests, the long ones too
-	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_by_hand.py tests/lab/test_interference.py tests/lab/test_aging.py tests/lab/test_inventory.py tests/lab/test_report.py
+	pytest tests/lab/test_rejuvenation.py tests/lab/test_zero_copy.py tests/lab/test_by_hand.py tests/lab/test_interference.py tests/lab/test_aging.py tests/lab/test_inventory.py tests/lab/test_report.py tests/lab/test_safety.py
 
 .PHONY: test-fleet
 test-fleet: ## Rolling runs over three machines: one fails, and the controller is killed half-way

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import listed
+
 
 def groups_of(name: str, settings: dict[str, Any]) -> list[str]:
     """Return the names of a guest's anti-affinity groups, in the order of the settings.
 
     A group names its `guests`, or the `label` that its guests bear (settings' `guest_labels`).
     """
-    labels = (settings.get("guest_labels") or {}).get(name) or []
+    labels = listed((settings.get("guest_labels") or {}).get(name))
     return [
         group["name"]
         for group in settings.get("anti_affinity") or []
-        if name in (group.get("guests") or []) or (group.get("label") is not None and group["label"] in labels)
+        if name in listed(group.get("guests")) or (group.get("label") is not None and group["label"] in labels)
     ]
 
 

@@ -57,6 +57,9 @@ def fleet_report(
     begun = _flat(rolling.get("rolling_batches", [])[: int(rolling.get("rolling_batches_begun", 0))])
     stopped = str(rolling.get("rolling_stopped") or "the run ended before it came to this machine")
     accounts = [_account(machine, hostvars[machine], machine in begun, stopped) for machine in machines]
+    for account in accounts:
+        if run["check_mode"] and account["outcome"] == "completed":
+            account["outcome"] = "planned"
     counted = Counter(account["outcome"] for account in accounts)
     downtimes = [
         {"machine": account["machine"], "guest": guest["guest"], "seconds": float(guest["downtime_seconds"])}
@@ -96,10 +99,11 @@ def _account(machine: str, seen: Mapping[str, Any], begun: bool, stopped: str) -
         ("unreachable", "it stopped answering") if begun else ("not_touched", stopped)
     )
     source = plan.get("source") or {}
+    action = "repair" if seen.get("rejuvenate_repairs") else plan.get("action")
     # A machine that is left alone has no destination, though its plan names the free slot.
-    destination = (plan.get("destination") or {}) if plan.get("action") in ("rejuvenate", "resume") else {}
+    destination = (plan.get("destination") or {}) if action in ("rejuvenate", "resume") else {}
     from_plan = {
-        "action": plan.get("action"),
+        "action": action,
         "source": source.get("name"),
         "destination": destination.get("name"),
         "generation": (destination or source).get("generation"),
@@ -119,16 +123,22 @@ def _account(machine: str, seen: Mapping[str, Any], begun: bool, stopped: str) -
 def _outcome(seen: Mapping[str, Any], report: dict[str, Any], plan: dict[str, Any]) -> tuple[str, str] | None:
     """Return how a machine's part ended, and why in words; None if the machine says nothing of it."""
     told = seen.get("rolling_outcome") or {}
+    repairs = seen.get("rejuvenate_repairs") or {}
     result, why = told.get("result"), str(told.get("reason") or "no reason given")
     if report:
         if report["outcome"] == "completed" and result == "failed":
             return "failed", why
         return report["outcome"], str((report["failure"] or {}).get("summary") or plan["reason"])
-    if plan.get("problems"):
+    if repairs and repairs["decide"]:
+        return "failed", str(repairs["summary"])
+    # What keeps a machine from being rejuvenated does not matter to a repair.
+    if plan.get("problems") and not repairs:
         return "refused", "; ".join(problem["message"] for problem in plan["problems"])
     if result in ("failed", "skipped"):
         return result, why
-    if result in ("done", "fresh") or "rejuvenate_ended" in seen:
+    if result in ("done", "fresh", "planned") or "rejuvenate_ended" in seen:
+        if repairs:
+            return ("completed" if repairs["done"] else "skipped"), str(repairs["summary"])
         return ("skipped" if plan["action"] == "skip" else "planned"), str(plan["reason"])
     if "rejuvenate_phases" in seen:
         return _why_unended(seen, plan)

@@ -40,8 +40,8 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     `observed` holds machine, now, hypervisor, host_vms, domains, image, free_disk_mb, guest_dom0s and state;
     `settings` holds the role's options. The plan's `action` is one of:
 
-    - skip: the active host VM is fresh, nothing to do; or a guest that cannot move has the policy skip_host; or
-      only guests that the policy leave_and_skip keeps there are left to move
+    - skip: the active host VM is fresh, or of this run, nothing to do; or a guest that cannot move has the policy
+      skip_host; or only guests that the policy leave_and_skip keeps there are left to move
     - rejuvenate: start the other slot's host VM and move every guest to it
     - resume: both host VMs run because an earlier run was cut; finish it
     - impossible: it is not known which host VM to move from or to; `problems` says why
@@ -79,7 +79,7 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
         run = (observed.get("state") or {}).get("run") or {}
         plan["unrecorded_run"] = fresh and run.get("destination") == source["name"]
         plan["reason"] = reason
-        if fresh and not settings.get("force"):
+        if fresh and (settings.get("done_in_run") or not settings.get("force")):
             plan["action"] = "skip"
             plan["guests"] = [dict(_guest_view(guest), step="stay") for guest in source["guests"]]
             return plan
@@ -151,6 +151,8 @@ def batches(plan: dict[str, Any]) -> list[list[dict[str, Any]]]:
 def freshness(slot: dict[str, Any], observed: dict[str, Any], settings: dict[str, Any]) -> tuple[bool, str]:
     """Return whether the slot's host VM needs no rejuvenation, and the reason in words."""
     label = f"{slot['name']} (generation {or_unknown(slot['generation'])})"
+    if settings.get("done_in_run"):
+        return True, f"{label} is what this run has made of the machine already"
     age = slot_age(slot, observed)
     if age is None:
         return False, f"{label} has no record of when it was created"

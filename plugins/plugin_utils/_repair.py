@@ -25,18 +25,28 @@ def repairs(plan: dict[str, Any], observed: dict[str, Any], settings: dict[str, 
     - unpause: guests that a cut run left paused, of which there is no other copy
     - decide: in words, what only a person can decide
     - close_run: whether the record says that a run is under way, and nothing is left to decide
+    - done: whether any of this is to be done without a person
+    - summary: in words, how the machine is after that
 
     settings["confirm_gone"] names guests that are known to have been stopped.
     """
     source = slot_view(plan["source"]["slot"], observed, settings)
     run = (observed.get("state") or {}).get("run") or {}
     result: dict[str, Any] = {"host_vm": source["name"], "unpause": [], "decide": [], "close_run": False}
+    _find(result, source, run, settings)
+    result["done"] = bool(result["unpause"] or result["close_run"])
+    result["summary"] = _summary(result)
+    return result
+
+
+def _find(result: dict[str, Any], source: dict[str, Any], run: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Enter into `result` what there is to repair."""
     if not source["reachable"]:
         result["decide"].append(
             f"the guest dom0 of {source['name']} does not answer ({source['error'] or 'no answer'}): look at its "
             f"console (xl console {source['name']}); its guests run on without it"
         )
-        return result
+        return
     copies = copies_by_guest(source, NOBODY)
     for name, found in copies.items():
         result["decide"] += [_leftover(name, copy, found.source, source["name"]) for copy in _leftovers(found.source)]
@@ -55,7 +65,14 @@ def repairs(plan: dict[str, Any], observed: dict[str, Any], settings: dict[str, 
         for name in lost
     ]
     result["close_run"] = bool(run) and not result["decide"]
-    return result
+
+
+def _summary(found: dict[str, Any]) -> str:
+    if found["decide"]:
+        return "needs a person: " + "; ".join(found["decide"])
+    unpaused = f"{len(found['unpause'])} guest(s) set going, " if found["unpause"] else ""
+    closed = "the record of the run that was cut is closed" if found["close_run"] else "nothing else to repair"
+    return f"one host VM, {found['host_vm']}, with each guest once; {unpaused}{closed}"
 
 
 def close_run(state: dict[str, Any], host_vm: str, now: float, limit: int) -> dict[str, Any]:

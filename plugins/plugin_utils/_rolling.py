@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import text_table
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import listed, text_table
 
 HOOKS = ("before_run", "after_run", "before_machine", "after_machine", "before_guest", "after_guest")
 ORDERS = ("inventory", "oldest", "aging")
@@ -80,7 +80,7 @@ def batches(names: Sequence[str], serial: Any, anchors: bool) -> list[list[str]]
 
     :raises ValueError: a size is not a positive number or percentage
     """
-    sizes = [_amount("vmbeam_serial", size, len(names), least=1) for size in _listed(serial)]
+    sizes = [_amount("vmbeam_serial", size, len(names), least=1) for size in listed(serial)]
     if not sizes:
         raise ValueError("vmbeam_serial is empty: give a number, a percentage or a list of them")
     result: list[list[str]] = []
@@ -226,12 +226,6 @@ def _labels(given: Any) -> dict[str, list[str]]:
         str(name): [str(value) for value in (values if isinstance(values, list | tuple) else [values])]
         for name, values in given.items()
     }
-
-
-def _listed(value: Any) -> list[Any]:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _amount(option: str, value: Any, total: int, least: int) -> int:

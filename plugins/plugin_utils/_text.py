@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -31,6 +32,19 @@ def text_table(rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
 def or_unknown(value: Any) -> str:
     """Return the value as text, "unknown" for None."""
     return "unknown" if value is None else str(value)
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list as people give it: a list, its entries as text with commas (-e on a command line), or one entry."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def failure_reason(result: Mapping[str, Any]) -> str:
+    """Return why a task failed, of its result: a loop says it only of its items, of which the first counts."""
+    failed = [item for item in result.get("results") or [] if item.get("failed")]
+    return str((failed or [result])[0].get("msg") or result.get("msg") or "no reason given")
 
 
 def _cell(value: Any) -> str:

@@ -61,6 +61,23 @@ class TestAction:
         assert plan(fresh, due_reason="")["action"] == "skip"
 
     @pytest.mark.parametrize(
+        ("record", "reason"),
+        [
+            ({"created": age(7 * DAY)}, {}),
+            ({"created": None}, {}),
+            ({"created": age(60), "image_sha256": "old"}, {}),
+            ({"created": age(60)}, {"due_reason": "m1-a: it leaks"}),
+            ({"created": age(60)}, {"force": True}),
+        ],
+    )
+    def test_no_reason_makes_a_run_do_a_machine_twice(self, record, reason):
+        observed = observe(host_vms=[host_vm("a", **record)])
+        assert plan(observed, **reason)["action"] == "rejuvenate"
+        made = plan(observed, done_in_run=True, **reason)
+        assert made["action"] == "skip"
+        assert "this run has made" in made["reason"]
+
+    @pytest.mark.parametrize(
         ("record", "word"),
         [
             ({"created": age(7 * DAY)}, "limit"),

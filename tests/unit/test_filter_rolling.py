@@ -349,6 +349,8 @@ def test_nothing_is_to_be_repaired_on_a_healthy_machine():
         "unpause": [],
         "decide": [],
         "close_run": False,
+        "done": False,
+        "summary": "one host VM, m1-a, with each guest once; nothing else to repair",
     }
 
 
@@ -356,6 +358,8 @@ def test_a_guest_that_the_cut_run_left_paused_is_set_going():
     found = repairs(observed([("web1", "paused"), ("app1", "paused")], RUN))
     assert found["unpause"] == ["web1"]
     assert found["close_run"]
+    assert found["done"]
+    assert "1 guest(s) set going, the record of the run that was cut is closed" in found["summary"]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +374,9 @@ def test_a_guest_that_the_cut_run_left_paused_is_set_going():
 def test_what_a_person_has_to_decide(guests, words):
     found = repairs(observed(guests, RUN))
     assert any(words in matter for matter in found["decide"])
+    assert words in found["summary"]
     assert not found["close_run"]
+    assert not found["done"]
     assert found["unpause"] == []
 
 

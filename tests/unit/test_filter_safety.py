@@ -268,9 +268,11 @@ class TestAntiAffinity:
         assert self.batches("app1", "db1", "db2", "web1", limit=4) == [["app1", "db1", "web1"], ["db2"]]
 
     def test_by_label(self):
-        labels = {"app1": ["edge"], "web1": ["edge", "big"]}
+        labels = {"app1": ["edge"], "web1": "big, edge"}
         assert self.batches("app1", "web1", limit=2, labels=labels) == [["app1"], ["web1"]]
         assert self.batches("app1", "web1", limit=2, labels={"app1": ["edge"]}) == [["app1", "web1"]]
+        # As text it is a name, in which another may be.
+        assert self.batches("app1", "web1", limit=2, labels={"app1": "edge", "web1": "edges"}) == [["app1", "web1"]]
 
     def test_limit(self):
         assert self.batches("a1", "a2", "a3", limit=2) == [["a1", "a2"], ["a3"]]

@@ -304,6 +304,25 @@ def test_a_rollback_that_fails_keeps_both_host_vms(machines):
     assert machines.read("m1", "state")["run"]["guests"] == ["app1", "web1"]
 
 
+def test_a_gate_that_fails_on_the_way_back_keeps_no_other_guest_from_it(machines):
+    """The gate of app1 holds once, when it has moved forth; db1 cannot go back, and log1 can."""
+    machines.add("m1", "app1", "db1", "log1", "web1", faults=["web1 to m1-b", "db1 to m1-a"])
+    command = f"[ ! -e {machines.folder}/asked ] && touch {machines.folder}/asked"
+    gate = {"name": "once", "guest": "app1", "command": ["sh", "-c", command], "timeout": 3}
+
+    done = machines.run(vmbeam_on_failure="rollback", vmbeam_gates=[gate])
+
+    assert done.returncode != 0
+    assert machines.where("m1") == {"m1-a": ["app1", "log1", "web1"], "m1-b": ["db1"]}
+    report = machines.read("m1", "report")
+    assert report["guests_moved_back"] == ["log1"]
+    told = "The undo did not end: app1: gate once does not hold: it ended with 1: ; db1: db1 cannot go to m1-a."
+    assert told in report["failure"]["summary"]
+    # Where they are after that.
+    assert "Guest app1 is in m1-a (blocked). Guest db1 is in m1-b (blocked)." in report["failure"]["summary"]
+    assert machines.read("m1", "state")["run"]["guests"] == ["app1", "db1", "log1", "web1"]
+
+
 def test_a_guest_that_was_shut_down_and_not_started_is_started_by_the_next_run(machines):
     """It is in neither host VM then, and only the record knows of it."""
     machines.add("m1", "db1", "web1", faults=["db1 down"])
@@ -355,6 +374,80 @@ def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
     state = machines.read("m1", "state")
     assert state["run"] is None
     assert state["history"][-1]["outcome"] == "completed"
+
+
+def test_a_machine_is_done_once_in_a_run(machines):
+    """The stand-in for the new host VM is as old as the first one."""
+    machines.add("m1", "app1")
+    assert machines.run(vmbeam_run_id="night").returncode == 0
+    done = machines.run(vmbeam_run_id="night", vmbeam_force=True)
+    assert done.returncode == 0
+    assert "m1: skip: m1-b (generation 2) is what this run has made of the machine already" in done.stdout
+    assert machines.moves("m1") == ["app1 m1-a m1-b zero_copy"]
+
+
+def test_a_repair_is_in_the_audit_log_and_in_the_report_of_its_run(machines):
+    machines.add("m1", "app1")
+    machines.add("m2", "web2")
+    world = machines.world("m1")
+    world["host_vms"]["m1-a"]["guests"]["app1"]["state"] = "paused"
+    machines.write("m1", world)
+    run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1"], "strategies": {}, "cold": []}
+    (machines.folder / "m1-state.json").write_text(json.dumps({"run": run, "history": []}))
+    playbook = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "repair.yml")}
+    (machines.folder / "play.yml").write_text(yaml.safe_dump([playbook]))
+
+    done = machines.run(
+        vmbeam_serial=2,
+        vmbeam_audit_file=f"{machines.folder}/{{{{ inventory_hostname }}}}-audit/log",
+        vmbeam_report_directory=str(machines.folder / "reports"),
+        vmbeam_run_id="mend",
+    )
+
+    assert done.returncode == 0
+    [entry] = (json.loads(line) for line in (machines.folder / "m1-audit" / "log").read_text().splitlines())
+    assert (entry["event"], entry["run"], entry["outcome"], entry["unpaused"]) == (
+        "repair",
+        "mend",
+        "completed",
+        ["app1"],
+    )
+    # Nothing was done on m2.
+    assert not (machines.folder / "m2-audit").exists()
+    [written] = (machines.folder / "reports").glob("*.json")
+    told = {machine["machine"]: machine["outcome"] for machine in json.loads(written.read_text())["machines"]}
+    assert told == {"m1": "completed", "m2": "skipped"}
+
+
+def test_lists_may_be_given_as_text(machines):
+    machines.add("m1", "app1", "web1")
+    run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1", "db1", "db2"], "strategies": {}, "cold": []}
+    (machines.folder / "m1-state.json").write_text(json.dumps({"run": run, "history": []}))
+
+    done = machines.run(
+        vmbeam_repair_only=True,
+        vmbeam_confirm_gone="db1, db2",
+        vmbeam_strategy="auto",
+        vmbeam_auto_strategies="precopy,cold",
+        vmbeam_pinned_guests="db1,app1",
+    )
+
+    assert done.returncode == 0
+    assert machines.read("m1", "state")["run"] is None
+    planned = {guest["name"]: guest["strategy"] for guest in machines.read("m1", "plan")["guests"]}
+    assert planned == {"app1": "cold", "web1": "precopy"}
+
+
+def test_the_tag_plan_of_the_playbook_plans_only(machines):
+    machines.add("m1", "app1")
+    playbook = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "rejuvenate.yml")}
+    (machines.folder / "play.yml").write_text(yaml.safe_dump([playbook]))
+    done = machines.run("--tags", "plan")
+    assert done.returncode == 0
+    assert machines.read("m1", "plan")["action"] == "rejuvenate"
+    assert machines.world("m1")["calls"] == []
+    assert not (machines.folder / "m1-state.json").exists()
+    assert not (machines.folder / "m1-lock" / "lock.json").exists()
 
 
 def test_what_the_tag_rejuvenate_selects_is_the_whole_of_it(machines):

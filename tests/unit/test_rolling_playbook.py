@@ -43,9 +43,9 @@ class Fleet:
         hosts = {"all": {"vars": common, "children": {"vmbeam_hosts": {"hosts": machines}}}}
         (folder / "inventory.yml").write_text(yaml.safe_dump(hosts, sort_keys=False))
 
-    def argv(self, *before: Path, **variables: Any) -> list[str]:
-        """The command for the playbook, with others that go before it."""
-        playbooks = [str(path) for path in (*before, ROOT / "playbooks" / "rejuvenate.yml")]
+    def argv(self, *before: Path | str, **variables: Any) -> list[str]:
+        """The command for the playbook, with others that go before it, or options."""
+        playbooks = [str(word) for word in (*before, ROOT / "playbooks" / "rejuvenate.yml")]
         command = str(Path(sys.executable).parent / "ansible-playbook")
         return [command, "-i", str(self.folder / "inventory.yml"), *playbooks, "-e", json.dumps(variables)]
 
@@ -59,7 +59,7 @@ class Fleet:
             "ANSIBLE_NOCOLOR": "1",
         }
 
-    def run(self, *before: Path, **variables: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *before: Path | str, **variables: Any) -> subprocess.CompletedProcess[str]:
         self.report_file.unlink(missing_ok=True)
         done = subprocess.run(
             self.argv(*before, **variables), env=self.environment, capture_output=True, text=True, timeout=TIMEOUT
@@ -140,6 +140,20 @@ def test_a_machine_that_cannot_be_begun_does_not_end_a_run_within_its_budget(fle
         assert lock.holder().owner == "another run"
 
 
+def test_what_a_machine_has_wrong_in_its_variables_is_what_it_failed_of(fleet):
+    machines = fleet(m1={"vmbeam_blackouts": "2026-12-24"}, m2={})
+
+    done = machines.run(vmbeam_failure_budget=1, vmbeam_report_directory=str(machines.folder / "reports"))
+
+    assert done.returncode != 0
+    assert machines.results() == {"m1": "failed", "m2": "done"}
+    reasons = {machine["machine"]: machine["reason"] for machine in machines.report()["machines"]}
+    assert "rolling_blackouts" in reasons["m1"]
+    [written] = (machines.folder / "reports").glob("*.json")
+    told = {machine["machine"]: machine for machine in json.loads(written.read_text())["machines"]}
+    assert (told["m1"]["outcome"], told["m1"]["reason"]) == ("failed", reasons["m1"])
+
+
 def test_a_killed_run_is_continued_and_nothing_is_done_twice(fleet, tmp_path):
     machines = fleet(m1={}, m2={}, m3={})
     for fifo in ("held", "go"):
@@ -173,6 +187,31 @@ def test_a_failing_hook_before_the_run_keeps_all_machines_untouched(fleet):
     assert done.returncode != 0
     assert "not today" in done.stdout
     assert machines.begun == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "result", "begun", "hooks"),
+    [("rejuvenate", "done", ["m1"], ["before", "after"]), ("plan", "planned", [], []), ("nonsense", None, [], [])],
+)
+def test_tags_select_parts_and_nothing_is_begun_without_its_tag(fleet, tag, result, begun, hooks):
+    machines = fleet(m1={})
+    for hook in ("before", "after"):
+        line = f"- ansible.builtin.copy: {{content: '', dest: '{{{{ fake_folder }}}}/{hook}'}}\n"
+        (machines.folder / f"{hook}.yml").write_text(line)
+
+    done = machines.run(
+        "--tags",
+        tag,
+        vmbeam_hooks={"before_run": "before.yml", "after_run": "after.yml"},
+        vmbeam_report_directory=str(machines.folder / "reports"),
+    )
+
+    assert done.returncode == 0
+    assert machines.begun == begun
+    assert [hook for hook in ("before", "after") if (machines.folder / hook).exists()] == hooks
+    assert machines.report_file.exists() == (machines.folder / "reports").exists() == (result is not None)
+    if result:
+        assert machines.results() == {"m1": result}
 
 
 def test_what_a_playbook_before_found_decides_the_order(fleet):

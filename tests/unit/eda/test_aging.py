@@ -253,7 +253,10 @@ def test_the_rulebook_is_of_the_form_that_ansible_rulebook_knows():
         jsonschema.validate(rulebook, schema)
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="ansible-rulebook's engine needs Java")
+@pytest.mark.skipif(
+    shutil.which("java") is None,
+    reason="no java: ansible-rulebook's engine is one; make setup installs openjdk-17-jre-headless",
+)
 def test_a_machine_that_is_due_is_rejuvenated_and_no_other(prometheus, tmp_path):
     """The playbook is the real one; it stops at its first look at the machine, whose slots are not described."""
     prometheus.answers = [DUE]

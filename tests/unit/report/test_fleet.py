@@ -113,6 +113,28 @@ class TestRollingPlaybook:
         machine = FILTERS["rejuvenation_fleet_report"](["m1"], seen, RUN, NOW)["machines"][0]
         assert machine["outcome"] == outcome
 
+    @pytest.mark.parametrize(
+        ("found", "result", "outcome"),
+        [
+            ({"done": True}, "done", "completed"),
+            ({}, "fresh", "skipped"),
+            ({"decide": ["web1 runs nowhere"]}, "failed", "failed"),
+            ({"done": True}, "failed", "failed"),
+        ],
+    )
+    def test_repair(self, hostvars, found, result, outcome):
+        """Of a machine on which there is no room to rejuvenate it now."""
+        repairs = {"decide": [], "done": False, "summary": "as it was found", **found}
+        told = {"result": result, "reason": "as it was found"}
+        seen = {"m3": {**hostvars["m3"], "rejuvenate_repairs": repairs, "rolling_outcome": told}}
+        made = FILTERS["rejuvenation_fleet_report"](["m3"], seen, RUN, NOW)
+        jsonschema.validate(made, SCHEMA)
+        machine = made["machines"][0]
+        assert (machine["action"], machine["outcome"], machine["reason"]) == ("repair", outcome, "as it was found")
+        assert machine["destination"] is None
+        previewed = FILTERS["rejuvenation_fleet_report"](["m3"], seen, {**RUN, "check_mode": True}, NOW)["machines"][0]
+        assert previewed["outcome"] == ("planned" if outcome == "completed" else outcome)
+
     @pytest.mark.parametrize(("result", "outcome"), [("failed", "failed"), ("skipped", "skipped")])
     def test_machine_that_the_role_did_not_come_to(self, result, outcome):
         seen = {"m1": {"rolling_outcome": {"result": result, "reason": "outside its window"}}}
