@@ -238,6 +238,17 @@ class Pair:
             **{f"{slot} free": free(text) for slot, text in inside.items()},
         }
 
+    def await_accounts(self, expected: dict[str, typing.Any]) -> None:
+        """Wait until the hypervisors say the same as before: a domain that was destroyed takes its time to go."""
+        seen: dict[str, typing.Any] = {}
+
+        def equal() -> bool:
+            seen.clear()
+            seen.update(self.accounts())
+            return seen == expected
+
+        wait.until(equal, timeout=60, failure=lambda: AssertionError(f"{expected} before, {seen} after"))
+
     @contextlib.contextmanager
     def stand_in(self, slot: str, verb: str, text: str, action: str) -> typing.Iterator[None]:
         """Let a slot's xl do something, in shell, to each run of xl with a verb that says a certain thing."""
