@@ -29,12 +29,12 @@ CONFIG = """\
 name = "{name}"
 type = "pvh"
 memory = 112
-vcpus = 1
+vcpus = 2
 cpus = "1-2"
 nestedhvm = 1
 kernel = "{directory}/vmlinux"
 ramdisk = "{directory}/initramfs.img"
-cmdline = "console=hvc0 quiet loglevel=3 nokaslr mitigations=off panic=0 hugepages=9 {options}"
+cmdline = "console=hvc0 quiet loglevel=3 nokaslr mitigations=off panic=0 maxcpus=1 hugepages=10 {options}"
 on_crash = "preserve"
 """
 
@@ -130,6 +130,8 @@ def set_up(lab, seed: int) -> None:
     bind(lab, "c", "b", memory_mb=3)
     bind(lab, "a", "c", memory_mb=3)
     bind(lab, "a", "b", memory_mb=2, count=2)
+    bind(lab, "a", "b", memory_mb=4, count=3)
+    bind(lab, "b", "a", memory_mb=4)
     bind(lab, "a", "b", purpose="channel")
 
 
