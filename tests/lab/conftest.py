@@ -250,9 +250,8 @@ class Pair:
         wait.until(equal, timeout=60, failure=lambda: AssertionError(f"{expected} before, {seen} after"))
 
     @contextlib.contextmanager
-    def stand_in(self, slot: str, verb: str, text: str, action: str) -> typing.Iterator[None]:
-        """Let a slot's xl do something, in shell, to each run of xl with a verb that says a certain thing."""
-        script = stand_in_script(verb, text, action)
+    def replaced_xl(self, slot: str, script: str) -> typing.Iterator[None]:
+        """Have a program in the place of a slot's xl, which is xl.real meanwhile."""
         self.lab.guest_dom0(
             slot,
             f"test ! -e {XL}.real && mv {XL} {XL}.real && printf %s {shlex.quote(script)} > {XL} && chmod 755 {XL}",
@@ -263,6 +262,10 @@ class Pair:
             # The host VM may be gone by now.
             if self.name(slot) in self.lab.domains():
                 self.lab.guest_dom0(slot, f"mv {XL}.real {XL}")
+
+    def stand_in(self, slot: str, verb: str, text: str, action: str) -> contextlib.AbstractContextManager[None]:
+        """Let a slot's xl do something, in shell, to each run of xl with a verb that says a certain thing."""
+        return self.replaced_xl(slot, stand_in_script(verb, text, action))
 
     @contextlib.contextmanager
     def held(
