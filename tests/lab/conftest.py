@@ -193,22 +193,27 @@ class Pair:
         """Return to the state in which slot a runs every guest and slot b none."""
         self.lab.restore(PAIR_STATE)
 
-    def session(self, source: str, destination: str, purpose: str) -> int:
+    def sessions(self, source: str, destination: str, purpose: str = "guest", count: int = 1) -> list[int]:
+        """Return the numbers of so many sessions from one slot to the other, for guests that have not begun to move."""
         names = {"source": self.name(source), "destination": self.name(destination)}
-        return self.lab.module("vmbeam.xen.zero_copy_session", **names, purpose=purpose)["sessions"][0]["session"]
+        result = self.lab.module("vmbeam.xen.zero_copy_session", **names, purpose=purpose, count=count)
+        return [entry["session"] for entry in result["sessions"]]
 
     def name(self, slot: str) -> str:
         return inventory.slot_name(self.lab.machine, slot)
 
-    def move(self, source: str, destination: str, guest: str = GUEST) -> dict:
-        """Migrate a guest by zero-copy and return what the module says; raises LabError."""
+    def move(self, source: str, destination: str, guest: str = GUEST, session: int | None = None) -> dict:
+        """Migrate a guest by zero-copy and return what the module says; raises LabError.
+
+        :param session: its number, for guests that move the same way at the same time
+        """
         options = {
             "name": guest,
             "destination": self.lab.machine.slots[destination].address,
             "strategy": "zero_copy",
             "transport": "channel",
-            "session": self.session(source, destination, "guest"),
-            "channel": self.session(source, destination, "channel"),
+            "session": session or self.sessions(source, destination)[0],
+            "channel": self.sessions(source, destination, "channel")[0],
         }
         return ansible.module(self.name(source), "vmbeam.xen.guest_migrate", options, timeout=900)
 

@@ -65,6 +65,29 @@ def test_memory_that_is_rewritten_all_the_time_stays_whole(pair):
     assert not guests.lost(before, pair.lab.status(OTHER))
 
 
+def test_guests_with_four_cpus_move_at_the_same_time(fresh):
+    """PVH and HVM, with as many CPUs on the one of their host VM; to and fro."""
+    kinds = fresh.lab.machine.guests
+    for guest in kinds:
+        anew = f"sed 's/^vcpus = .*/vcpus = 4/' /etc/xen/guests/{guest}.cfg > /run/{guest}.cfg"
+        fresh.lab.guest_dom0("a", f"xl destroy {guest} && {anew} && xl create /run/{guest}.cfg", timeout=300)
+    before = {guest: guests.await_start(kind.http_port, timeout=900) for guest, kind in kinds.items()}
+    for source, destination in (("a", "b"), ("b", "a")):
+        sessions = fresh.sessions(source, destination, count=len(kinds))
+        with concurrent.futures.ThreadPoolExecutor(len(kinds)) as pool:
+            moves = [
+                pool.submit(fresh.move, source, destination, guest, session)
+                for guest, session in zip(kinds, sessions, strict=True)
+            ]
+        assert [outcome(move) for move in moves] == ["moved"] * len(kinds)
+        for guest in kinds:
+            assert fresh.running_in(guest) == [destination]
+            # Name, id, memory, CPUs that are on.
+            assert fresh.lab.guest_dom0(destination, f"xl list {guest}").splitlines()[1].split()[3] == "4"
+    for guest, status in fresh.lab.all_status().items():
+        assert not guests.lost(before[guest], status)
+
+
 def test_guests_pass_each_other(fresh):
     """13: two migrations at once, in opposite directions."""
     fresh.move("a", "b", OTHER)

@@ -76,7 +76,7 @@ def test_without_a_session_nothing_is_touched(pair):
         "destination": pair.lab.machine.slots["b"].address,
         "strategy": "zero_copy",
         "transport": "channel",
-        "channel": pair.session("a", "b", "channel"),
+        "channel": pair.sessions("a", "b", "channel")[0],
     }
     with pytest.raises(ModuleFailed, match="There is no zero-copy session") as refusal:
         ansible.module(pair.name("a"), "vmbeam.xen.guest_migrate", options)
