@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import pathlib
 import re
 import shlex
@@ -242,6 +243,14 @@ class Pair:
             **{slot: {0: pages(text)[0]} for slot, text in inside.items()},
             **{f"{slot} free": free(text) for slot, text in inside.items()},
         }
+
+    def audit(self) -> dict[str, list[int]] | None:
+        """Return what the host hypervisor finds wrong with the memory of each host VM (audit_p2m.py)."""
+        program = pathlib.Path(__file__).with_name("audit_p2m.py").read_text()
+        command = self.lab.emulated.ssh_command("python3", "-")
+        # It walks through all of the memory, with nothing else being done meanwhile.
+        done = subprocess.run(command, input=program, check=True, capture_output=True, text=True, timeout=300)
+        return json.loads(done.stdout)
 
     def await_accounts(self, expected: dict[str, typing.Any]) -> None:
         """Wait until the hypervisors say the same as before: a domain that was destroyed takes its time to go."""
