@@ -9,6 +9,7 @@
  *   hostile.role=1|2        source or destination (XEN_ZEROCOPY_ROLE_*); 0: does nothing
  *   hostile.seconds=N       how long to go on at random
  *   hostile.seed=N
+ *   hostile.empty=1         instead of all that, hand memory over with no memory for page tables left
  * Waits for two sessions of 512 frames between the two, three of 1024 and one
  * of 1024 the other way round, and a channel, which is the last one, behind
  * those of another size between each of them and a third one.
@@ -92,7 +93,7 @@ struct privcmd_hypercall {
 #define MARK_KEPT    0x544550454b534921UL /* the source's, and never lent */
 #define MARK_SECRET  0x544552434553414aUL /* the destination's */
 
-static long role, seconds = 10, seed = 1;
+static long role, seconds = 10, seed = 1, empty;
 /* Sessions: one that nobody else works on at first, the other domain's one, the channel, the last one of all. */
 static uint32_t mine, theirs, channel, last;
 /* Sessions for both to work on by turns: the three of the same direction, and the other one. */
@@ -143,6 +144,7 @@ static void read_options(void)
         {"role", &role},
         {"seconds", &seconds},
         {"seed", &seed},
+        {"empty", &empty},
     };
     char line[4096];
     FILE *file = fopen("/proc/cmdline", "r");
@@ -340,16 +342,15 @@ static int one(uint32_t number, uint32_t session, uint64_t tag, uint64_t gfn, ui
 /* One that the kernel doesn't use, which has few grants. */
 #define GRANT_FRAME 3
 
-static void map_grant_table(void)
+static int map_grant_table(uint64_t gfn)
 {
     struct {
         uint16_t domid, size;
         uint32_t space;
         uint64_t index, gfn;
-    } map = {.domid = DOMID_SELF, .space = 1, .index = GRANT_FRAME, .gfn = GRANT_GFN};
+    } map = {.domid = DOMID_SELF, .space = 1, .index = GRANT_FRAME, .gfn = gfn};
 
-    expect("a frame of the grant table at a place of its own",
-           hypercall(HYPERCALL_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, (uintptr_t)&map, 0), 0);
+    return hypercall(HYPERCALL_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, (uintptr_t)&map, 0);
 }
 
 static void known_to_anybody(uint32_t own)
@@ -391,7 +392,7 @@ static void known_to_anybody(uint32_t own)
     op.nr_extents = 0;
     expect("going on behind the end",
            hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP | (0x3ffffffUL << START_SHIFT), (uintptr_t)&op, 0), 0);
-    map_grant_table();
+    expect("a frame of the grant table at a place of its own", map_grant_table(GRANT_GFN), 0);
     expect("CLOSE while open", simple(CLOSE, own, 0), -EILSEQ);
     expect("NOTIFY without channel", simple(NOTIFY, own, 0), -EPERM);
     checks++;
@@ -649,6 +650,56 @@ static void together(void)
     mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
 }
 
+/* With an empty pool for page tables */
+
+/* Puts something into one GiB after the other: the page tables for it stay. */
+static void use_up_page_tables(void)
+{
+    uint64_t gfn = 1UL << 22;
+    int rc = 0;
+
+    for (; !rc && gfn < 1UL << 36; gfn += 1UL << 18)
+        rc = map_grant_table(gfn);
+    expect("page tables without end", rc, -ENOMEM);
+}
+
+static void empty_as_source(uint32_t small, uint32_t large)
+{
+    expect("OFFER of 4 KiB while there is memory", one(OFFER, small, 0, lent_gfn(0), 0), DONE);
+    use_up_page_tables();
+    expect("OFFER of 4 KiB out of 2 MiB", one(OFFER, small, 1, pool_gfn[1], 0), -ENOMEM);
+    expect("OFFER of 2 MiB", one(OFFER, large, PER_HUGE, pool_gfn[1], 9), DONE);
+    expect("OFFER of 2 MiB with a frame that the hypervisor has mapped", one(OFFER, large, 0, held_gfn(), 9), DONE);
+
+    await("ACCEPT", large, (struct info){.state = OPEN, .shared = 2 * PER_HUGE});
+    expect("COMMIT", simple(COMMIT, large, 0), -EBUSY);
+    expect_session("exchanged is what nobody has mapped", large, COMMITTING, PER_HUGE, 0);
+    expect("COMMIT with copies", simple(COMMIT, large, F_COPY_BUSY), 0);
+    /* It cannot be split. */
+    expect_session("the other 2 MiB are copied as a whole", large, COMMITTED, PER_HUGE, PER_HUGE);
+    expect_page("what came in exchange", PER_HUGE, 0);
+    expect_page("what was copied", (LENT + KEPT) * PER_HUGE, MARK_SOURCE);
+    expect("CLOSE", simple(CLOSE, large, 0), 0);
+}
+
+static void empty_as_destination(uint32_t small, uint32_t large)
+{
+    use_up_page_tables();
+    await("OFFER", large, (struct info){.state = OPEN, .offered = 2 * PER_HUGE});
+    expect("ACCEPT of 4 KiB out of the source's 2 MiB", one(ACCEPT, large, PER_HUGE, pool_gfn[1], 0), -ENOMEM);
+    expect("ACCEPT of 4 KiB into own 2 MiB", one(ACCEPT, small, 0, pool_gfn[1], 0), -ENOMEM);
+    expect_page("a frame that was not lent", PER_HUGE, MARK_SECRET);
+    expect("ABORT", simple(ABORT, small, 0), 0);
+    for (unsigned int tag = 0; tag < 2 * PER_HUGE; tag += PER_HUGE)
+        expect("ACCEPT of 2 MiB", one(ACCEPT, large, tag, lent_gfn(tag), 9), DONE);
+
+    await("COMMIT", large, (struct info){.state = COMMITTED, .flags = INFO_SRC_CLOSED});
+    expect_session("committed", large, COMMITTED, PER_HUGE, PER_HUGE);
+    for (unsigned int number = 0; number < 2 * PER_HUGE; number++)
+        expect_page("what has been handed over", number, MARK_SOURCE);
+    expect("CLOSE", simple(CLOSE, large, 0), 0);
+}
+
 /* At random */
 
 static uint64_t random_state;
@@ -820,15 +871,20 @@ int main(void)
             pause();
     make_pool();
     find_sessions();
-    known_to_anybody(mine);
-    if (role == SOURCE)
-        known_to_source(mine);
-    else
-        known_to_destination(mine);
-    meet();
-    together();
+    if (empty) {
+        (role == SOURCE ? empty_as_source : empty_as_destination)(common[0], common[1]);
+    } else {
+        known_to_anybody(mine);
+        if (role == SOURCE)
+            known_to_source(mine);
+        else
+            known_to_destination(mine);
+        meet();
+        together();
+    }
     say("CHECKED checks=%d failures=%d", checks, failures);
-    at_random();
+    if (!empty)
+        at_random();
     say("DONE checks=%d failures=%d calls=%lu extents=%lu open=%lu committed=%lu aborted=%lu", checks, failures, calls,
         done_extents, ends[OPEN], ends[COMMITTED], ends[ABORTED]);
     for (;;)
