@@ -32,7 +32,7 @@ demo: setup ## Boot the lab, rejuvenate its host, show what happened
 test: setup test-fast test-lab ## All tests: the fast ones, then the lab's
 
 .PHONY: test-fast
-test-fast: lint test-unit test-docs test-galaxy test-sanity ## Lint, unit tests, the collection's gates: no Xen
+test-fast: lint test-unit test-docs test-galaxy test-sanity test-xen-tools ## Lint, unit tests, the collection's gates: no Xen
 
 .PHONY: lint
 lint: ## ansible-lint, ruff, mypy
@@ -58,6 +58,17 @@ stage: ## Build the tarball and install it below build/stage
 test-sanity: stage ## ansible-test: sanity, and the unit tests of modules: others run Ansible on the checkout
 	tests/ansible-test sanity
 	tests/ansible-test units --num-workers 1 tests/unit/module_utils/ tests/unit/modules/
+
+XEN_TREE := $(CURDIR)/build/xen-tree
+FLASK_POLICY := $(CURDIR)/build/flask-policy
+.PHONY: test-xen-tools
+test-xen-tools: xen-tree ## What the patched tree can test without Xen: sessions on a model, stream verifier, man page, policy
+	xen-patches/model/run $(XEN_TREE)
+	cd $(XEN_TREE)/tools/python && python3 -B -m unittest --quiet xen.migration.tests
+	podchecker -warnings $(XEN_TREE)/docs/man/xl.1.pod.in
+	mkdir -p $(FLASK_POLICY)
+	$(MAKE) --silent -C $(XEN_TREE)/tools/flask/policy -f Makefile.common \
+		FLASK_BUILD_DIR=$(FLASK_POLICY) POLICY_FILENAME=$(FLASK_POLICY)/xenpolicy
 
 .PHONY: test-docs
 test-docs: stage ## Lint the documentation and the changelog, build the pages into build/docs/html

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import pathlib
 import re
 import shlex
@@ -193,22 +194,27 @@ class Pair:
         """Return to the state in which slot a runs every guest and slot b none."""
         self.lab.restore(PAIR_STATE)
 
-    def session(self, source: str, destination: str, purpose: str) -> int:
+    def sessions(self, source: str, destination: str, purpose: str = "guest", count: int = 1) -> list[int]:
+        """Return the numbers of so many sessions from one slot to the other, for guests that have not begun to move."""
         names = {"source": self.name(source), "destination": self.name(destination)}
-        return self.lab.module("vmbeam.xen.zero_copy_session", **names, purpose=purpose)["sessions"][0]["session"]
+        result = self.lab.module("vmbeam.xen.zero_copy_session", **names, purpose=purpose, count=count)
+        return [entry["session"] for entry in result["sessions"]]
 
     def name(self, slot: str) -> str:
         return inventory.slot_name(self.lab.machine, slot)
 
-    def move(self, source: str, destination: str, guest: str = GUEST) -> dict:
-        """Migrate a guest by zero-copy and return what the module says; raises LabError."""
+    def move(self, source: str, destination: str, guest: str = GUEST, session: int | None = None) -> dict:
+        """Migrate a guest by zero-copy and return what the module says; raises LabError.
+
+        :param session: its number, for guests that move the same way at the same time
+        """
         options = {
             "name": guest,
             "destination": self.lab.machine.slots[destination].address,
             "strategy": "zero_copy",
             "transport": "channel",
-            "session": self.session(source, destination, "guest"),
-            "channel": self.session(source, destination, "channel"),
+            "session": session or self.sessions(source, destination)[0],
+            "channel": self.sessions(source, destination, "channel")[0],
         }
         return ansible.module(self.name(source), "vmbeam.xen.guest_migrate", options, timeout=900)
 
@@ -238,10 +244,28 @@ class Pair:
             **{f"{slot} free": free(text) for slot, text in inside.items()},
         }
 
+    def audit(self) -> dict[str, list[int]] | None:
+        """Return what the host hypervisor finds wrong with the memory of each host VM (audit_p2m.py)."""
+        program = pathlib.Path(__file__).with_name("audit_p2m.py").read_text()
+        command = self.lab.emulated.ssh_command("python3", "-")
+        # It walks through all of the memory, with nothing else being done meanwhile.
+        done = subprocess.run(command, input=program, check=True, capture_output=True, text=True, timeout=300)
+        return json.loads(done.stdout)
+
+    def await_accounts(self, expected: dict[str, typing.Any]) -> None:
+        """Wait until the hypervisors say the same as before: a domain that was destroyed takes its time to go."""
+        seen: dict[str, typing.Any] = {}
+
+        def equal() -> bool:
+            seen.clear()
+            seen.update(self.accounts())
+            return seen == expected
+
+        wait.until(equal, timeout=60, failure=lambda: AssertionError(f"{expected} before, {seen} after"))
+
     @contextlib.contextmanager
-    def stand_in(self, slot: str, verb: str, text: str, action: str) -> typing.Iterator[None]:
-        """Let a slot's xl do something, in shell, to each run of xl with a verb that says a certain thing."""
-        script = stand_in_script(verb, text, action)
+    def replaced_xl(self, slot: str, script: str) -> typing.Iterator[None]:
+        """Have a program in the place of a slot's xl, which is xl.real meanwhile."""
         self.lab.guest_dom0(
             slot,
             f"test ! -e {XL}.real && mv {XL} {XL}.real && printf %s {shlex.quote(script)} > {XL} && chmod 755 {XL}",
@@ -252,6 +276,10 @@ class Pair:
             # The host VM may be gone by now.
             if self.name(slot) in self.lab.domains():
                 self.lab.guest_dom0(slot, f"mv {XL}.real {XL}")
+
+    def stand_in(self, slot: str, verb: str, text: str, action: str) -> contextlib.AbstractContextManager[None]:
+        """Let a slot's xl do something, in shell, to each run of xl with a verb that says a certain thing."""
+        return self.replaced_xl(slot, stand_in_script(verb, text, action))
 
     @contextlib.contextmanager
     def held(

@@ -29,12 +29,12 @@ CONFIG = """\
 name = "{name}"
 type = "pvh"
 memory = 112
-vcpus = 1
+vcpus = 2
 cpus = "1-2"
 nestedhvm = 1
 kernel = "{directory}/vmlinux"
 ramdisk = "{directory}/initramfs.img"
-cmdline = "console=hvc0 quiet loglevel=3 nokaslr mitigations=off panic=0 hugepages=9 {options}"
+cmdline = "console=hvc0 quiet loglevel=3 nokaslr mitigations=off panic=0 maxcpus=1 hugepages=10 {options}"
 on_crash = "preserve"
 """
 
@@ -122,14 +122,16 @@ def bind(lab, source: str, destination: str, **options: object) -> None:
     lab.module("vmbeam.xen.zero_copy_session", **pair, **options)
 
 
-def set_up(lab, seed: int) -> None:
+def set_up(lab, **options: int) -> None:
     """Two host VMs that misuse their sessions, and a third one whose sessions they must not touch."""
-    start(lab, "hostile-a", role=1, seconds=SECONDS, seed=seed)
-    start(lab, "hostile-b", role=2, seconds=SECONDS, seed=seed)
+    start(lab, "hostile-a", role=1, seconds=SECONDS, **options)
+    start(lab, "hostile-b", role=2, seconds=SECONDS, **options)
     start(lab, "hostile-c", role=0)
     bind(lab, "c", "b", memory_mb=3)
     bind(lab, "a", "c", memory_mb=3)
     bind(lab, "a", "b", memory_mb=2, count=2)
+    bind(lab, "a", "b", memory_mb=4, count=3)
+    bind(lab, "b", "a", memory_mb=4)
     bind(lab, "a", "b", purpose="channel")
 
 
@@ -205,4 +207,17 @@ def test_a_host_vm_dies_in_the_middle(hostile, first):
     print(ends[other][0])
     assert "HOSTILE FAIL" not in log_of(hostile, other), log_of(hostile, other)
     destroy(hostile, other, "hostile-c")
+    assert_untouched(hostile, free)
+
+
+def test_an_empty_pool_for_page_tables_does_no_harm(hostile):
+    """10: two host VMs use up what they have for page tables; what must be split then fails, or is copied."""
+    free = free_memory_mb(hostile)
+    set_up(hostile, empty=1)
+    for name, end in await_lines(hostile, r"HOSTILE DONE checks=(\d+) failures=(\d+)", *PAIR, timeout=180).items():
+        assert int(end[1]) > 10
+        assert end[2] == "0", log_of(hostile, name)
+    # With assertions, the hypervisor says once that there is no more.
+    assert all("failed to allocate from HAP pool" in line for line in hostile.complaints.new())
+    destroy(hostile, "hostile-a", "hostile-b", "hostile-c")
     assert_untouched(hostile, free)

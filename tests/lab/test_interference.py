@@ -9,7 +9,7 @@ import concurrent.futures
 
 import pytest
 from vmbeam_lab import guests, wait
-from vmbeam_lab.errors import LabError
+from vmbeam_lab.errors import LabError, ModuleFailed
 
 pytestmark = pytest.mark.long
 
@@ -19,6 +19,8 @@ OTHER = "app1"  #: HVM with two CPUs on the one of its host VM
 RECEIVING = "Ready to receive"
 #: What the sender says when all memory is shared and the guest stands still; long before it hands over.
 SUSPENDED = "guest has suspended"
+#: The receiver has all of the guest, and waits; the guest is not its own yet.
+ACKNOWLEDGED = "Target has acknowledged transfer"
 #: The guest is the destination's now, which does not know it yet.
 HANDED_OVER = "Giving target permission to start"
 #: Pages per second that a guest's writer is told to rewrite.
@@ -42,6 +44,15 @@ def outcome(migration: concurrent.futures.Future) -> str:
     return str(error)
 
 
+def log_of(migration: concurrent.futures.Future) -> str:
+    """Return what both sides' xl said in a migration that failed."""
+    error = migration.exception()
+    assert isinstance(error, ModuleFailed), error
+    log = "\n".join(error.result["migration"]["log_tail"])
+    print(log)
+    return log
+
+
 def test_memory_that_is_rewritten_all_the_time_stays_whole(pair):
     """1: as fast as the guest can, with two CPUs on one of the host VM's."""
     port = pair.lab.machine.guests[OTHER].http_port
@@ -52,6 +63,29 @@ def test_memory_that_is_rewritten_all_the_time_stays_whole(pair):
         assert pair.running_in(OTHER) == [destination]
     guests.await_rounds(port, pair.lab.status(OTHER), timeout=600)
     assert not guests.lost(before, pair.lab.status(OTHER))
+
+
+def test_guests_with_four_cpus_move_at_the_same_time(fresh):
+    """PVH and HVM, with as many CPUs on the one of their host VM; to and fro."""
+    kinds = fresh.lab.machine.guests
+    for guest in kinds:
+        anew = f"sed 's/^vcpus = .*/vcpus = 4/' /etc/xen/guests/{guest}.cfg > /run/{guest}.cfg"
+        fresh.lab.guest_dom0("a", f"xl destroy {guest} && {anew} && xl create /run/{guest}.cfg", timeout=300)
+    before = {guest: guests.await_start(kind.http_port, timeout=900) for guest, kind in kinds.items()}
+    for source, destination in (("a", "b"), ("b", "a")):
+        sessions = fresh.sessions(source, destination, count=len(kinds))
+        with concurrent.futures.ThreadPoolExecutor(len(kinds)) as pool:
+            moves = [
+                pool.submit(fresh.move, source, destination, guest, session)
+                for guest, session in zip(kinds, sessions, strict=True)
+            ]
+        assert [outcome(move) for move in moves] == ["moved"] * len(kinds)
+        for guest in kinds:
+            assert fresh.running_in(guest) == [destination]
+            # Name, id, memory, CPUs that are on.
+            assert fresh.lab.guest_dom0(destination, f"xl list {guest}").splitlines()[1].split()[3] == "4"
+    for guest, status in fresh.lab.all_status().items():
+        assert not guests.lost(before[guest], status)
 
 
 def test_guests_pass_each_other(fresh):
@@ -169,3 +203,44 @@ def test_the_source_dies_before_the_hand_over(fresh):
         )
     assert "moved" not in outcome(migration)
     assert fresh.free_mib("b") == free
+
+
+def test_a_receiver_that_cannot_start_the_guest_gives_it_back(fresh):
+    """6: its device model dies before the hand-over, so REVERT follows COMMIT, and the source has its guest again."""
+    # The first time, each side gets what it keeps.
+    for source, destination in (("a", "b"), ("b", "a")):
+        fresh.move(source, destination, OTHER)
+    accounts = fresh.accounts()
+    before = fresh.lab.status(OTHER)
+    with fresh.held(ACKNOWLEDGED, OTHER) as migration:
+        model = f"/local/domain/$(xl domid {OTHER}--incoming)/image/device-model-pid"
+        fresh.lab.guest_dom0("b", f"kill -KILL $(xenstore-read {model})")
+    assert f"{OTHER} failed" in outcome(migration)
+    log = log_of(migration)
+    # The receiver says so only when the session is committed; and then, when it has given the guest back.
+    assert "Got permission, starting domain" in log
+    assert "Cleanup OK, granting sender permission to resume" in log
+    assert "Resumed OK" in log
+    assert fresh.running_in(OTHER) == ["a"]
+    assert fresh.lab.guests_in("b") == set()
+    assert not guests.lost(before, fresh.lab.status(OTHER))
+    fresh.await_accounts(accounts)
+    fresh.move("a", "b", OTHER)
+    assert fresh.running_in(OTHER) == ["b"]
+    assert not guests.lost(before, fresh.lab.status(OTHER))
+
+
+def test_a_commit_that_is_refused_leaves_the_guest_at_the_source(fresh):
+    """6: the destination destroys what it has received, which ends the session, just before the sender commits."""
+    free = fresh.free_mib("b")
+    before = fresh.lab.status(GUEST)
+    with fresh.held(ACKNOWLEDGED) as migration:
+        fresh.lab.guest_dom0("b", f"timeout 60 xl destroy {GUEST}--incoming", timeout=90)
+    assert f"{GUEST} failed" in outcome(migration)
+    assert "Unable to commit zero-copy session" in log_of(migration)
+    assert fresh.running_in() == ["a"]
+    assert fresh.lab.guests_in("b") == set()
+    assert fresh.free_mib("b") == free
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+    fresh.move("a", "b")
+    assert fresh.running_in() == ["b"]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
+import re
 import shlex
 
 import pytest
@@ -60,6 +64,33 @@ def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
     again = lab.playbook("rejuvenate.yml")
     assert not again.failed
     assert lab.domains() == {name_b}
+
+
+@pytest.mark.long
+def test_two_guests_move_at_a_time_and_keep_their_connections(lab):
+    """Moves of one batch run in the background of the guest dom0, where the playbook waits for each."""
+    before = lab.all_status()
+    name_a, name_b = f"{lab.machine.name}-a", f"{lab.machine.name}-b"
+    with contextlib.ExitStack() as stack:
+        connections = {}
+        for guest, kind in lab.machine.guests.items():
+            connection = http.client.HTTPConnection("127.0.0.1", kind.http_port, timeout=120)
+            connections[guest] = stack.enter_context(contextlib.closing(connection))
+            connection.request("GET", "/status")
+            connection.getresponse().read()
+        sockets = {guest: connection.sock for guest, connection in connections.items()}
+
+        result = lab.playbook("rejuvenate.yml", "-e", "vmbeam_force=true", "-e", "vmbeam_parallel_guests=2")
+
+        assert not result.failed
+        assert re.search(rf": move (app1, web1|web1, app1) from {name_a} to {name_b} \(zero_copy\)", result.output)
+        assert lab.domains() == {name_b}
+        assert lab.guests_in("b") == set(lab.machine.guests)
+        for guest, connection in connections.items():
+            connection.request("GET", "/status")
+            after = json.loads(connection.getresponse().read())
+            assert connection.sock is sockets[guest] is not None, f"{guest}: the connection had to be made again"
+            assert not guests.lost(before[guest], after)
 
 
 @pytest.mark.long

@@ -2,14 +2,17 @@
  * A hostile host VM: the only program of a Linux domain that runs directly on
  * the host hypervisor and calls XENMEM_zerocopy_op itself, as a guest hypervisor
  * would, but wrongly.  First one call after the other whose refusal is known,
- * then random ones, while the other side does the same.
+ * then what takes both sides, by turns, and at last random calls, while the
+ * other side does the same.
  *
  * Options on the kernel's command line, all numbers:
  *   hostile.role=1|2        source or destination (XEN_ZEROCOPY_ROLE_*); 0: does nothing
  *   hostile.seconds=N       how long to go on at random
  *   hostile.seed=N
- * Waits for two sessions of 512 frames between the two, and a channel, in this
- * order, behind those of another size between each of them and a third one.
+ *   hostile.empty=1         instead of all that, hand memory over with no memory for page tables left
+ * Waits for two sessions of 512 frames between the two, three of 1024 and one
+ * of 1024 the other way round, and a channel, which is the last one, behind
+ * those of another size between each of them and a third one.
  *
  * Lines on the console: "HOSTILE FAIL what" for each finding, at last "HOSTILE
  * DONE" with counters.
@@ -36,8 +39,12 @@
 #include <unistd.h>
 
 #define HYPERCALL_MEMORY_OP 12
+#define HYPERCALL_VCPU_OP   24
 #define HYPERCALL_DOMCTL    36
+#define XENMEM_ADD_TO_PHYSMAP 7
 #define XENMEM_ZEROCOPY_OP  29
+#define VCPUOP_REGISTER_VCPU_INFO 10
+#define DOMID_SELF          0x7ff0
 #define START_SHIFT         6
 
 enum { OFFER = 1, ACCEPT, PREPARE, COMMIT, REVERT, ABORT, QUERY, CLOSE, NOTIFY };
@@ -78,6 +85,7 @@ struct privcmd_hypercall {
 #define LENT      8 /* huge pages to pass around */
 #define ORDERLY_SECONDS 0.2 /* to go through with a session */
 #define KEPT      1 /* huge pages that are never offered nor accepted into */
+#define HELD      1 /* huge pages of which the hypervisor has mapped something */
 #define PER_HUGE  (HUGE / PAGE)
 
 /* What each page begins with, twice, before it has been passed around. */
@@ -85,13 +93,15 @@ struct privcmd_hypercall {
 #define MARK_KEPT    0x544550454b534921UL /* the source's, and never lent */
 #define MARK_SECRET  0x544552434553414aUL /* the destination's */
 
-static long role, seconds = 10, seed = 1;
+static long role, seconds = 10, seed = 1, empty;
 /* Sessions: one that nobody else works on at first, the other domain's one, the channel, the last one of all. */
 static uint32_t mine, theirs, channel, last;
+/* Sessions for both to work on by turns: the three of the same direction, and the other one. */
+static uint32_t common[3], back;
 static int privcmd, failures, checks;
 static unsigned long calls, done_extents, ends[ABORTED + 1];
 static unsigned char *pool;
-static uint64_t pool_gfn[LENT + KEPT];
+static uint64_t pool_gfn[LENT + KEPT + HELD];
 
 static void say(const char *format, ...)
 {
@@ -134,6 +144,7 @@ static void read_options(void)
         {"role", &role},
         {"seconds", &seconds},
         {"seed", &seed},
+        {"empty", &empty},
     };
     char line[4096];
     FILE *file = fopen("/proc/cmdline", "r");
@@ -201,13 +212,14 @@ static void mark(unsigned int first, unsigned int count, uint64_t value)
 
 static void make_pool(void)
 {
-    pool = mmap(NULL, (LENT + KEPT) * HUGE, PROT_READ | PROT_WRITE,
+    pool = mmap(NULL, (LENT + KEPT + HELD) * HUGE, PROT_READ | PROT_WRITE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
     if (pool == MAP_FAILED)
         give_up("huge pages (hugepages= on the command line)");
     mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
     mark(LENT * PER_HUGE, KEPT * PER_HUGE, role == SOURCE ? MARK_KEPT : MARK_SECRET);
-    for (unsigned int i = 0; i < LENT + KEPT; i++) {
+    mark((LENT + KEPT) * PER_HUGE, HELD * PER_HUGE, MARK_SOURCE);
+    for (unsigned int i = 0; i < LENT + KEPT + HELD; i++) {
         pool_gfn[i] = gfn_of(pool + i * HUGE);
         if (!pool_gfn[i] || pool_gfn[i] % PER_HUGE) {
             errno = EINVAL;
@@ -223,9 +235,9 @@ static uint64_t lent_gfn(unsigned int number)
 
 /* Calls */
 
-static int hypercall(uint64_t number, uint64_t a, uint64_t b)
+static int hypercall(uint64_t number, uint64_t a, uint64_t b, uint64_t c)
 {
-    struct privcmd_hypercall call = {.op = number, .arg = {a, b}};
+    struct privcmd_hypercall call = {.op = number, .arg = {a, b, c}};
     int rc = ioctl(privcmd, IOCTL_HYPERCALL, &call);
 
     calls++;
@@ -234,7 +246,7 @@ static int hypercall(uint64_t number, uint64_t a, uint64_t b)
 
 static int zerocopy(struct op *op)
 {
-    return hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP, (uintptr_t)op);
+    return hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP, (uintptr_t)op, 0);
 }
 
 static int simple(uint32_t number, uint32_t session, uint32_t flags)
@@ -275,6 +287,7 @@ static void find_sessions(void)
 {
     double deadline = now() + 120;
     uint32_t both[2] = {0};
+    unsigned int shared = 0;
     struct info info;
     int rc;
 
@@ -285,6 +298,10 @@ static void find_sessions(void)
                 channel = last;
             else if (info.max_frames == PER_HUGE)
                 both[!!both[0]] = last;
+            else if (info.max_frames == 2 * PER_HUGE && info.role != role)
+                back = last;
+            else if (info.max_frames == 2 * PER_HUGE && shared < sizeof(common) / sizeof(*common))
+                common[shared++] = last;
         }
         if (rc != -ENOENT || now() > deadline) {
             errno = -rc;
@@ -294,7 +311,7 @@ static void find_sessions(void)
     }
     mine = both[role - 1];
     theirs = both[2 - role];
-    if (!mine || !theirs) {
+    if (!mine || !theirs || !common[2] || !back) {
         errno = ENOENT;
         give_up("sessions");
     }
@@ -317,6 +334,23 @@ static int one(uint32_t number, uint32_t session, uint64_t tag, uint64_t gfn, ui
     struct extent extent = {.tag = tag, .gfn = gfn, .order = order, .status = UNSEEN};
 
     return extents(number, session, 0, &extent, 1) ?: extent.status;
+}
+
+/* Frames of this domain that are no plain memory: its local APIC, and where its grant table is put. */
+#define APIC_GFN    0xfee00UL
+#define GRANT_GFN   (1UL << 21)
+/* One that the kernel doesn't use, which has few grants. */
+#define GRANT_FRAME 3
+
+static int map_grant_table(uint64_t gfn)
+{
+    struct {
+        uint16_t domid, size;
+        uint32_t space;
+        uint64_t index, gfn;
+    } map = {.domid = DOMID_SELF, .space = 1, .index = GRANT_FRAME, .gfn = gfn};
+
+    return hypercall(HYPERCALL_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, (uintptr_t)&map, 0);
 }
 
 static void known_to_anybody(uint32_t own)
@@ -354,17 +388,38 @@ static void known_to_anybody(uint32_t own)
     expect("extents at a bad address", zerocopy(&op), -EFAULT);
     op.extents = ~0UL - 8;
     expect("extents at the end of the address space", zerocopy(&op), -EFAULT);
-    expect("a bad address", hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP, 0x10), -EFAULT);
+    expect("a bad address", hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP, 0x10, 0), -EFAULT);
     op.nr_extents = 0;
     expect("going on behind the end",
-           hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP | (0x3ffffffUL << START_SHIFT), (uintptr_t)&op), 0);
+           hypercall(HYPERCALL_MEMORY_OP, XENMEM_ZEROCOPY_OP | (0x3ffffffUL << START_SHIFT), (uintptr_t)&op, 0), 0);
+    expect("a frame of the grant table at a place of its own", map_grant_table(GRANT_GFN), 0);
     expect("CLOSE while open", simple(CLOSE, own, 0), -EILSEQ);
     expect("NOTIFY without channel", simple(NOTIFY, own, 0), -EPERM);
     checks++;
-    if (hypercall(HYPERCALL_DOMCTL, (uintptr_t)domctl, 0) >= 0) {
+    if (hypercall(HYPERCALL_DOMCTL, (uintptr_t)domctl, 0, 0) >= 0) {
         failures++;
         say("FAIL a domctl was not refused");
     }
+}
+
+/*
+ * The kernel has put shared_info, which is the hypervisor's own memory, somewhere into the lowest 640 KiB.
+ * All else there is plain memory.  None of it is accepted by anybody.
+ */
+static void offer_shared_info(uint32_t own)
+{
+    unsigned int refused = 0;
+
+    for (uint64_t gfn = 1; gfn < 0xa0; gfn++) {
+        int rc = one(OFFER, own, 4 * PER_HUGE + gfn, gfn, 0);
+
+        if (rc == DONE)
+            continue;
+        expect("shared_info", rc, -EOPNOTSUPP);
+        say("shared_info is frame %lu", (unsigned long)gfn);
+        refused++;
+    }
+    expect("frames of the lowest 640 KiB that are not plain memory", refused, 1);
 }
 
 static void known_to_source(uint32_t own)
@@ -386,12 +441,15 @@ static void known_to_source(uint32_t own)
     expect("a frame beyond the address space", one(OFFER, own, 0, 1UL << 44, 0), -EINVAL);
     expect("a frame beyond the memory", one(OFFER, own, 0, 1UL << 24, 0), -EOPNOTSUPP);
     expect("2 MiB beyond the memory", one(OFFER, own, 0, 1UL << 24, 9), -EOPNOTSUPP);
+    expect("a frame of the grant table", one(OFFER, own, 0, GRANT_GFN, 0), -EOPNOTSUPP);
+    expect("the local APIC", one(OFFER, own, 0, APIC_GFN, 0), -EOPNOTSUPP);
     expect("OFFER", one(OFFER, own, 0, gfn, 0), DONE);
     expect("the same again", one(OFFER, own, 0, gfn, 0), DONE);
     expect("the same tag for another frame", one(OFFER, own, 0, other, 0), -EEXIST);
     expect("2 MiB over it", one(OFFER, own, 0, gfn, 9), -EEXIST);
     expect("more than the session's limit", one(OFFER, own, PER_HUGE, other, 9), -ENOSPC);
     expect("COMMIT of what is not accepted", simple(COMMIT, own, 0), -ENODATA);
+    offer_shared_info(own);
 }
 
 static void known_to_destination(uint32_t own)
@@ -427,6 +485,219 @@ static void meet(void)
         }
         usleep(10000);
     }
+}
+
+/* By turns: what takes both sides */
+
+/* Waits until a session is in this state, has got that far, and has these flags. */
+static void await(const char *what, uint32_t session, struct info wanted)
+{
+    double deadline = now() + 120;
+    struct info info;
+
+    while (query(session, 0, &info) || info.state != wanted.state || info.offered < wanted.offered ||
+           info.shared < wanted.shared || (info.flags & wanted.flags) != wanted.flags) {
+        if (now() > deadline) {
+            errno = ETIMEDOUT;
+            give_up(what);
+        }
+        usleep(1000);
+    }
+}
+
+static void expect_session(const char *what, uint32_t session, int state, int exchanged, int copied)
+{
+    struct info info;
+
+    expect(what, query(session, 0, &info), 0);
+    expect(what, info.state, state);
+    expect(what, info.exchanged, exchanged);
+    expect(what, info.copied, copied);
+    expect(what, info.lost, 0);
+}
+
+static void expect_page(const char *what, unsigned int number, uint64_t value)
+{
+    checks++;
+    if (page(number)[0] == value)
+        return;
+    failures++;
+    say("FAIL %s: page %u holds %016lx, not %016lx", what, number, (unsigned long)page(number)[0],
+        (unsigned long)value);
+}
+
+/*
+ * Have the hypervisor map a frame for good: as vcpu_info of the other vCPU, which the kernel never starts.  It then
+ * has a reference and a type, as that of the VMCB of a nested guest, which cannot be named from here.
+ */
+static uint64_t held_gfn(void)
+{
+    struct {
+        uint64_t gfn;
+        uint32_t offset, reserved;
+    } place = {.gfn = pool_gfn[LENT + KEPT], .offset = 1024};
+
+    expect("vcpu_info of the other vCPU",
+           hypercall(HYPERCALL_VCPU_OP, VCPUOP_REGISTER_VCPU_INFO, 1, (uintptr_t)&place), 0);
+    return place.gfn;
+}
+
+static void together_as_source(uint32_t first, uint32_t second, uint32_t late)
+{
+    expect("OFFER of a frame", one(OFFER, second, 3, lent_gfn(3), 0), DONE);
+    expect("OFFER of the same frame to another session", one(OFFER, first, 3, lent_gfn(3), 0), DONE);
+    expect("OFFER of a frame by one tag", one(OFFER, first, 0, lent_gfn(0), 0), DONE);
+    expect("OFFER of the same frame by another tag", one(OFFER, first, 2, lent_gfn(0), 0), DONE);
+    expect("OFFER of a frame that the hypervisor has mapped", one(OFFER, first, 4, held_gfn(), 0), DONE);
+    expect("OFFER of an ordinary frame", one(OFFER, first, 1, lent_gfn(1), 0), DONE);
+
+    await("ACCEPT", first, (struct info){.state = OPEN, .shared = 5});
+    await("ACCEPT of the other session", second, (struct info){.state = OPEN, .shared = 1});
+    expect("ACCEPT into a frame that is offered", one(ACCEPT, back, 0, lent_gfn(0), 0), -EBUSY);
+    expect("ABORT of the way back", simple(ABORT, back, 0), 0);
+
+    expect("COMMIT of frames with further references", simple(COMMIT, first, 0), -EBUSY);
+    expect_session("exchanged is the ordinary one alone", first, COMMITTING, 1, 0);
+    await("ABORT of the other session", second, (struct info){.state = ABORTED});
+    expect("COMMIT when only one session has the frame", simple(COMMIT, first, 0), -EBUSY);
+    expect_session("that one is exchanged, too", first, COMMITTING, 2, 0);
+    expect("COMMIT with copies", simple(COMMIT, first, F_COPY_BUSY), 0);
+    expect_session("committed", first, COMMITTED, 2, 3);
+    expect_page("what came in exchange", 1, 0);
+    expect_page("what was copied", 0, MARK_SOURCE);
+
+    expect("COMMIT after COMMITTED", simple(COMMIT, first, 0), 0);
+    expect("COMMIT with copies after COMMITTED", simple(COMMIT, first, F_COPY_BUSY), 0);
+    expect("OFFER after COMMITTED", one(OFFER, first, 5, lent_gfn(5), 0), -EISCONN);
+    expect("ABORT after COMMITTED", simple(ABORT, first, 0), -EISCONN);
+    expect("REVERT after COMMITTED by the source", simple(REVERT, first, 0), -EPERM);
+    expect_session("still committed", first, COMMITTED, 2, 3);
+    /* The other side waits for this. */
+    expect("CLOSE of what is aborted", simple(CLOSE, second, 0), 0);
+
+    await("REVERT", first, (struct info){.state = ABORTED});
+    expect("COMMIT after REVERT", simple(COMMIT, first, 0), -ENOTCONN);
+    expect("OFFER after REVERT", one(OFFER, first, 5, lent_gfn(5), 0), -ENOTCONN);
+    expect_page("what was given back", 1, MARK_SOURCE);
+    expect_page("what two sessions had", 3, MARK_SOURCE);
+
+    expect("OFFER of what was given back", one(OFFER, late, 1, lent_gfn(1), 0), DONE);
+    await("ACCEPT of it", late, (struct info){.state = OPEN, .shared = 1});
+    expect("CLOSE by both", simple(CLOSE, first, 0), 0);
+    expect("CLOSE of what both have closed", simple(CLOSE, first, 0), -ENOENT);
+    expect("COMMIT of it", simple(COMMIT, late, 0), 0);
+    expect("CLOSE of it", simple(CLOSE, late, 0), 0);
+}
+
+static void together_as_destination(uint32_t first, uint32_t second, uint32_t late)
+{
+    await("OFFER", first, (struct info){.state = OPEN, .offered = 5});
+    expect("ACCEPT into the grant table", one(ACCEPT, first, 0, GRANT_GFN, 0), -EOPNOTSUPP);
+    expect("ACCEPT into the local APIC", one(ACCEPT, first, 0, APIC_GFN, 0), -EOPNOTSUPP);
+    expect("ACCEPT of 2 MiB for 4 KiB", one(ACCEPT, first, 0, pool_gfn[0], 9), -EXDEV);
+    expect("ACCEPT", one(ACCEPT, first, 0, lent_gfn(0), 0), DONE);
+    expect("the same again", one(ACCEPT, first, 0, lent_gfn(0), 0), DONE);
+    expect("the same tag into another frame", one(ACCEPT, first, 0, lent_gfn(1), 0), -EEXIST);
+    expect("another tag into the same frame", one(ACCEPT, first, 1, lent_gfn(0), 0), -EEXIST);
+    expect("another session into the same frame", one(ACCEPT, second, 3, lent_gfn(0), 0), -EEXIST);
+    expect("OFFER of a frame that is borrowed", one(OFFER, back, 0, lent_gfn(0), 0), -EOPNOTSUPP);
+    expect("OFFER of an own frame", one(OFFER, back, 0, lent_gfn(8), 0), DONE);
+    expect("ACCEPT into a frame that is offered", one(ACCEPT, first, 1, lent_gfn(8), 0), -EBUSY);
+    for (unsigned int tag = 1; tag < 5; tag++)
+        expect("ACCEPT of the others", one(ACCEPT, first, tag, lent_gfn(tag), 0), DONE);
+    expect("ACCEPT of the other session", one(ACCEPT, second, 3, lent_gfn(5), 0), DONE);
+    expect_page("what is borrowed", 1, MARK_SOURCE);
+
+    await("COMMIT", first, (struct info){.state = COMMITTING});
+    expect("ABORT while COMMITTING", simple(ABORT, first, 0), -EISCONN);
+    expect("REVERT while COMMITTING", simple(REVERT, first, 0), -EILSEQ);
+    expect("CLOSE while COMMITTING", simple(CLOSE, first, 0), -EILSEQ);
+    expect("ACCEPT while COMMITTING", one(ACCEPT, first, 0, lent_gfn(0), 0), -EISCONN);
+    expect("ABORT of the other session", simple(ABORT, second, 0), 0);
+
+    await("COMMIT of the rest", second, (struct info){.state = ABORTED, .flags = INFO_SRC_CLOSED});
+    expect_session("committed", first, COMMITTED, 2, 3);
+    expect("ABORT after COMMITTED", simple(ABORT, first, 0), -EISCONN);
+    expect("ACCEPT after COMMITTED", one(ACCEPT, first, 0, lent_gfn(0), 0), -EISCONN);
+    expect("COMMIT after COMMITTED by the destination", simple(COMMIT, first, 0), -EPERM);
+    for (unsigned int tag = 0; tag < 5; tag++)
+        expect_page("what has been handed over", tag, MARK_SOURCE);
+    expect_page("what the other session has given back", 5, 0);
+
+    expect("REVERT after COMMITTED", simple(REVERT, first, 0), 0);
+    expect_session("reverted", first, ABORTED, 0, 3);
+    expect("REVERT again", simple(REVERT, first, 0), 0);
+    expect("ABORT after REVERT", simple(ABORT, first, 0), 0);
+    expect_page("the own frame instead of what was given back", 1, 0);
+    expect("CLOSE of the other session", simple(CLOSE, second, 0), 0);
+    expect("CLOSE after REVERT", simple(CLOSE, first, 0), 0);
+    expect("CLOSE again", simple(CLOSE, first, 0), 0);
+
+    await("OFFER of what was given back", late, (struct info){.state = OPEN, .offered = 1});
+    expect("ACCEPT of it", one(ACCEPT, late, 1, lent_gfn(1), 0), DONE);
+    await("CLOSE of it", late, (struct info){.state = COMMITTED, .flags = INFO_SRC_CLOSED});
+    expect("REVERT after CLOSE by the source", simple(REVERT, late, 0), -EILSEQ);
+    expect("ABORT after CLOSE by the source", simple(ABORT, late, 0), -EISCONN);
+    expect_session("committed for good", late, COMMITTED, 1, 0);
+    expect("CLOSE of it", simple(CLOSE, late, 0), 0);
+}
+
+static void together(void)
+{
+    (role == SOURCE ? together_as_source : together_as_destination)(common[0], common[1], common[2]);
+    await("ABORT of the way back", back, (struct info){.state = ABORTED});
+    expect("CLOSE of the way back", simple(CLOSE, back, 0), 0);
+    mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
+}
+
+/* With an empty pool for page tables */
+
+/* Puts something into one GiB after the other: the page tables for it stay. */
+static void use_up_page_tables(void)
+{
+    uint64_t gfn = 1UL << 22;
+    int rc = 0;
+
+    for (; !rc && gfn < 1UL << 36; gfn += 1UL << 18)
+        rc = map_grant_table(gfn);
+    expect("page tables without end", rc, -ENOMEM);
+}
+
+static void empty_as_source(uint32_t small, uint32_t large)
+{
+    expect("OFFER of 4 KiB while there is memory", one(OFFER, small, 0, lent_gfn(0), 0), DONE);
+    use_up_page_tables();
+    expect("OFFER of 4 KiB out of 2 MiB", one(OFFER, small, 1, pool_gfn[1], 0), -ENOMEM);
+    expect("OFFER of 2 MiB", one(OFFER, large, PER_HUGE, pool_gfn[1], 9), DONE);
+    expect("OFFER of 2 MiB with a frame that the hypervisor has mapped", one(OFFER, large, 0, held_gfn(), 9), DONE);
+
+    await("ACCEPT", large, (struct info){.state = OPEN, .shared = 2 * PER_HUGE});
+    expect("COMMIT", simple(COMMIT, large, 0), -EBUSY);
+    expect_session("exchanged is what nobody has mapped", large, COMMITTING, PER_HUGE, 0);
+    expect("COMMIT with copies", simple(COMMIT, large, F_COPY_BUSY), 0);
+    /* It cannot be split. */
+    expect_session("the other 2 MiB are copied as a whole", large, COMMITTED, PER_HUGE, PER_HUGE);
+    expect_page("what came in exchange", PER_HUGE, 0);
+    expect_page("what was copied", (LENT + KEPT) * PER_HUGE, MARK_SOURCE);
+    expect("CLOSE", simple(CLOSE, large, 0), 0);
+}
+
+static void empty_as_destination(uint32_t small, uint32_t large)
+{
+    use_up_page_tables();
+    await("OFFER", large, (struct info){.state = OPEN, .offered = 2 * PER_HUGE});
+    expect("ACCEPT of 4 KiB out of the source's 2 MiB", one(ACCEPT, large, PER_HUGE, pool_gfn[1], 0), -ENOMEM);
+    expect("ACCEPT of 4 KiB into own 2 MiB", one(ACCEPT, small, 0, pool_gfn[1], 0), -ENOMEM);
+    expect_page("a frame that was not lent", PER_HUGE, MARK_SECRET);
+    expect("ABORT", simple(ABORT, small, 0), 0);
+    for (unsigned int tag = 0; tag < 2 * PER_HUGE; tag += PER_HUGE)
+        expect("ACCEPT of 2 MiB", one(ACCEPT, large, tag, lent_gfn(tag), 9), DONE);
+
+    await("COMMIT", large, (struct info){.state = COMMITTED, .flags = INFO_SRC_CLOSED});
+    expect_session("committed", large, COMMITTED, PER_HUGE, PER_HUGE);
+    for (unsigned int number = 0; number < 2 * PER_HUGE; number++)
+        expect_page("what has been handed over", number, MARK_SOURCE);
+    expect("CLOSE", simple(CLOSE, large, 0), 0);
 }
 
 /* At random */
@@ -600,14 +871,20 @@ int main(void)
             pause();
     make_pool();
     find_sessions();
-    known_to_anybody(mine);
-    if (role == SOURCE)
-        known_to_source(mine);
-    else
-        known_to_destination(mine);
-    meet();
+    if (empty) {
+        (role == SOURCE ? empty_as_source : empty_as_destination)(common[0], common[1]);
+    } else {
+        known_to_anybody(mine);
+        if (role == SOURCE)
+            known_to_source(mine);
+        else
+            known_to_destination(mine);
+        meet();
+        together();
+    }
     say("CHECKED checks=%d failures=%d", checks, failures);
-    at_random();
+    if (!empty)
+        at_random();
     say("DONE checks=%d failures=%d calls=%lu extents=%lu open=%lu committed=%lu aborted=%lu", checks, failures, calls,
         done_extents, ends[OPEN], ends[COMMITTED], ends[ABORTED]);
     for (;;)
