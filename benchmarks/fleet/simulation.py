@@ -321,6 +321,8 @@ def _host_lock(state: State, _place: str, arguments: Answer) -> Answer:
     if arguments.get("state", "present") == "absent":
         state["lock"] = None if ours else held
         return {"holder": state["lock"]}
+    if arguments.get("state") == "kept" and not ours:
+        return {"failed": True, "msg": f"not reserved for {owner} any more", "holder": held}
     if held and not ours and held["owner"] != arguments.get("takeover"):
         return {"failed": True, "msg": f"reserved by {held['owner']}", "holder": held}
     times = {"since": _now(), "age_seconds": 1.0, "expires_in_seconds": 3600.0, "expired": False}
