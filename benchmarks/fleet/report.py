@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
+import statistics
 import typing
 
 from benchmarks.page import table
@@ -44,7 +45,7 @@ def growth(records: list[Record]) -> list[Record]:
 
     `per_host` is CPU seconds per host at the largest fleet over those at the smallest; `further` the CPU seconds that
     each further host costs between neighbouring sizes, which a linear cost keeps the same; `further_mb` likewise the
-    memory.
+    memory. `cpu` and `memory` are straight lines through all sizes, see _line.
     """
     found = []
     for (method, forks), entries in _series(records).items():
@@ -60,9 +61,23 @@ def growth(records: list[Record]) -> list[Record]:
                 "per_host": round(large["cpu_seconds"] / large["hosts"] / (small["cpu_seconds"] / small["hosts"]), 2),
                 "further": [_further(one, other, "cpu_seconds") for one, other in pairs],
                 "further_mb": [_further(one, other, "peak_mb") for one, other in pairs],
+                "cpu": _line(entries, "cpu_seconds"),
+                "memory": _line(entries, "peak_mb"),
             }
         )
     return found
+
+
+def _line(entries: list[Record], what: str) -> Record:
+    """Return the straight line of least squares through a cost by hosts.
+
+    `slope` is per host, `intercept` is paid once, `residual` the largest distance of a value from the line as a part of
+    the value: zero with two sizes.
+    """
+    hosts, values = [entry["hosts"] for entry in entries], [entry[what] for entry in entries]
+    slope, intercept = statistics.linear_regression(hosts, values)
+    residuals = [abs(intercept + slope * x - y) / y for x, y in zip(hosts, values, strict=True)]
+    return {"slope": round(slope, 3), "intercept": round(intercept, 2), "residual": round(max(residuals), 3)}
 
 
 def _series(records: list[Record]) -> dict[tuple[str, int], list[Record]]:
@@ -146,12 +161,42 @@ def page(found: Record) -> str:
                     for entry in found["growth"]
                 ],
             ),
+            "A straight line through all sizes: what is paid once, what each host costs, and how far from the line a "
+            "value is at most. Fleets of two sizes lie on a line whatever they cost.",
+            _lines_table(found["growth"]),
         ]
     for kind, title in (("fails", "A migration fails"), ("kills", "The controller is killed (SIGKILL)")):
         events = [record for record in found["events"] if record["kind"] == kind]
         if events:
             parts += [f"## {title}", _event_text(events)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _lines_table(growth_records: list[Record]) -> str:
+    loops = [entry["cpu"]["slope"] for entry in growth_records if entry["method"] == runs.PLAIN_LOOP.title]
+    return table(
+        [
+            "Method",
+            "Forks",
+            "CPU s = once + per host",
+            "Off the line at most",
+            "Per host, times the plain loop's",
+            "MiB = once + per host",
+            "Off the line at most",
+        ],
+        [
+            [
+                entry["method"],
+                str(entry["forks"]),
+                f"{entry['cpu']['intercept']:.1f} + {entry['cpu']['slope']:.2f} n",
+                f"{entry['cpu']['residual']:.1%}",
+                f"{entry['cpu']['slope'] / loops[0]:.1f}" if loops else "-",
+                f"{entry['memory']['intercept']:.0f} + {entry['memory']['slope']:.2f} n",
+                f"{entry['memory']['residual']:.1%}",
+            ]
+            for entry in growth_records
+        ],
+    )
 
 
 def _event_text(events: list[Record]) -> str:

@@ -24,6 +24,19 @@ Answer = dict[str, typing.Any]
 IMAGE = "/var/lib/vmbeam/images/guest-hypervisor.raw"
 IMAGE_SHA256 = hashlib.sha256(b"golden image").hexdigest()
 GUEST_MEMORY_MB = 1024
+#: Some of what module aging_info reads in a guest dom0.
+INDICATORS = (
+    "hypervisor_free_memory",
+    "toolstack_latency",
+    "highest_domid",
+    "xenstore_nodes",
+    "xenstored_memory",
+    "dom0_available_memory",
+    "dom0_threads",
+    "dom0_open_files",
+    "disk_free_root",
+    "uptime",
+)
 HYPERVISOR = {"version": "4.17.5", "extra": ".5", "nr_cpus": 16}
 #: Long ago: a host VM that was created then is due.
 BEGINNING = "2025-01-01T00:00:00+00:00"
@@ -308,6 +321,8 @@ def _host_lock(state: State, _place: str, arguments: Answer) -> Answer:
     if arguments.get("state", "present") == "absent":
         state["lock"] = None if ours else held
         return {"holder": state["lock"]}
+    if arguments.get("state") == "kept" and not ours:
+        return {"failed": True, "msg": f"not reserved for {owner} any more", "holder": held}
     if held and not ours and held["owner"] != arguments.get("takeover"):
         return {"failed": True, "msg": f"reserved by {held['owner']}", "holder": held}
     times = {"since": _now(), "age_seconds": 1.0, "expires_in_seconds": 3600.0, "expired": False}
@@ -370,7 +385,22 @@ def _command(state: State, _place: str, arguments: Answer) -> Answer:
     return {"changed": True, "rc": 0, "stdout": "\n".join(lines), "stderr": "", "cmd": words}
 
 
+def _audit_entry(_state: State, _place: str, _arguments: Answer) -> Answer:
+    return {"changed": True}
+
+
+def _aging_info(_state: State, _place: str, _arguments: Answer) -> Answer:
+    indicator = {"value": 612.4, "unit": "MiB", "limit": 849.2, "direction": "down", "exhausted_at": 0.0}
+    return {"time": 1762419731.25, "indicators": [{"name": name} | indicator for name in INDICATORS]}
+
+
+def _zero_copy_info(_state: State, _place: str, _arguments: Answer) -> Answer:
+    return {"capable": True, "sessions": []}
+
+
 _MODULES: dict[str, typing.Callable[[State, str, Answer], Answer]] = {
+    "aging_info": _aging_info,
+    "audit_entry": _audit_entry,
     "command": _command,
     "copy": _copy,
     "file": _nothing,
@@ -385,5 +415,6 @@ _MODULES: dict[str, typing.Callable[[State, str, Answer], Answer]] = {
     "stat": _stat,
     "wait_for": _nothing,
     "wait_for_xen": _nothing,
+    "zero_copy_info": _zero_copy_info,
     "zero_copy_session": _zero_copy_session,
 }

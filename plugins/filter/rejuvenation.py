@@ -32,6 +32,7 @@ class FilterModule:
             "rejuvenation_preview": _preview.preview,
             "rejuvenation_turns": _affinity.turns,
             "rejuvenation_destination_problems": _preflight.destination_problems,
+            "rejuvenation_account": _report.account,
             "rejuvenation_recovery": _recovery.recovery,
             "rejuvenation_report": _report.make_report,
             "rejuvenation_report_text": _report.report_text,

@@ -27,6 +27,7 @@ class FilterModule:
             "rolling_batches": _rolling.batches,
             "rolling_budget": _rolling.budget,
             "rolling_closed": _windows.closed,
+            "rolling_hosts": _rolling.hosts,
             "rolling_hooks": _rolling.hook_files,
             "rolling_machines": _rolling.machines_in,
             "rolling_outcomes": _rolling.outcomes,

@@ -33,8 +33,10 @@ options:
     description:
       - With V(present) the lock is O(owner)'s afterwards, for O(ttl) seconds from now. Fails if another one has it.
       - With V(absent) it is not O(owner)'s any more. The lock of another one is left as it is.
+      - With V(kept) a lock that O(owner) has is renewed. Fails if nobody has it or another one has, as the machine may
+        have been changed since; the lock is left as it is then.
     type: str
-    choices: [present, absent]
+    choices: [present, kept, absent]
     default: present
   ttl:
     description: >-
@@ -57,7 +59,7 @@ options:
 attributes:
   idempotent:
     support: partial
-    details: O(state=present) renews the lock each time, which does not count as a change.
+    details: O(state=present) and O(state=kept) renew the lock each time, which does not count as a change.
 """
 
 EXAMPLES = r"""
@@ -71,6 +73,12 @@ EXAMPLES = r"""
     owner: upgrade-2026-11-again
     takeover: upgrade-2026-11
 
+- name: Go on only if no other run has had the machine since
+  vmbeam.xen.host_lock:
+    owner: upgrade-2026-11
+    ttl: 3600
+    state: kept
+
 - name: Give the machine back
   vmbeam.xen.host_lock:
     owner: upgrade-2026-11
@@ -83,7 +91,7 @@ holder:
     - Who has the machine afterwards, or in check mode would have; who has it if the module fails for that. Null if
       nobody has.
     - C(since) is in UTC; ages are in seconds.
-  returned: success, or if another one has the lock
+  returned: success, or if it fails for whose the lock is
   type: dict
   sample:
     owner: upgrade-2026-11
@@ -122,12 +130,22 @@ def body(module: AnsibleModule) -> dict[str, Any]:
             if ours and not module.check_mode:
                 file.remove()
             return _result(ours, held, None if ours else held, now)
+        if params["state"] == "kept" and not ours:
+            raise _loss(owner, held, now)
         if held and not ours and not held.expired(now) and held.owner != params["takeover"]:
             raise _refusal(held, now)
         lock = Lock(owner, params["details"], held.since if held and ours else now, now + ttl)
         if not module.check_mode:
             file.write(lock)
         return _result(not ours, held, lock, now)
+
+
+def _loss(owner: str, held: Lock | None, now: float) -> Conflict:
+    return Conflict(
+        f"This machine is not reserved for {owner} any more, and another run may have changed it since. Run again: it "
+        "continues from what it finds.",
+        holder=held.as_dict(now) if held else None,
+    )
 
 
 def _refusal(held: Lock, now: float) -> Conflict:
@@ -155,7 +173,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "owner": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "kept", "absent"], "default": "present"},
             "ttl": {"type": "int", "default": 3600},
             "details": {"type": "dict", "default": {}},
             "takeover": {"type": "str"},

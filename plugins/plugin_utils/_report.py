@@ -13,6 +13,29 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils._moments import iso
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, text_table
 
 
+def account(
+    guest: dict[str, Any], outcome: dict[str, Any], ordered: float, finished: float, session: int | None
+) -> dict[str, Any]:
+    """Return what a run did with a guest of its plan, without how that ended.
+
+    `outcome` is the result of module guest_migrate, or whatever came in its place; `ordered` and `finished` are in
+    seconds since the epoch; `session` is that of zero-copy.
+    """
+    told = outcome.get("migration") or {}
+    return {
+        "guest": guest["name"],
+        **{key: guest[key] for key in ("type", "memory_mb", "vcpus", "strategy")},
+        "started": ordered,
+        "finished": finished,
+        "strategy_reason": guest["strategy_reason"],
+        **{key: told.get(key) for key in ("seconds", "downtime_seconds", "bytes")},
+        "phases": told.get("phases") or {},
+        "memory": told.get("memory"),
+        "session": session,
+        "repairs": told.get("repairs") or [],
+    }
+
+
 def make_report(
     plan: dict[str, Any],
     phases: list[dict[str, Any]],

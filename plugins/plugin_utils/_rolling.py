@@ -98,6 +98,16 @@ def machines_in(batch: Sequence[str]) -> list[str]:
     return [name for name in batch if not name.startswith(ANCHOR)]
 
 
+def hosts(run: Mapping[str, Any]) -> list[str]:
+    """Return the hosts of a run's plays, in order: `run` are the variables of the host on which the run was selected.
+
+    Without a selection it is the group that one makes, of which Ansible says that it is not there.
+    """
+    if "rolling_batches" not in run:
+        return ["vmbeam_rolling"]
+    return [name for batch in run["rolling_batches"] for name in batch]
+
+
 def budget(value: Any, total: int) -> int:
     """Return how many of `total` machines may fail before the run stops; `value` is a number or a percentage.
 

@@ -359,6 +359,31 @@ RESULT = {
 }
 
 
+class TestAccount:
+    GUEST = {"name": "web1", "type": "pvh", "memory_mb": 128, "vcpus": 1, "strategy": "precopy", "strategy_reason": "asked"}
+
+    def account(self, outcome):
+        return FILTERS["rejuvenation_account"]({**self.GUEST, "step": "move"}, outcome, NOW, NOW + 5, None)
+
+    def test_it_has_what_the_migration_told(self):
+        told = {"seconds": 2.0, "downtime_seconds": 0.5, "bytes": 7, "phases": {"memory": 1.0}, "repairs": ["a disk"]}
+        guest = {key: value for key, value in self.GUEST.items() if key != "name"}
+        assert self.account({"migration": told, "location": "destination"}) == {
+            **guest,
+            **told,
+            "guest": "web1",
+            "started": NOW,
+            "finished": NOW + 5,
+            "memory": None,
+            "session": None,
+        }
+
+    @pytest.mark.parametrize("outcome", [{}, {"unreachable": True, "msg": "gone"}, {"migration": None}])
+    def test_without_an_answer_it_has_no_figures(self, outcome):
+        account = self.account(outcome)
+        assert (account["seconds"], account["phases"], account["repairs"]) == (None, {}, [])
+
+
 class TestReport:
     def report(self, failure=None):
         return FILTERS["rejuvenation_report"](plan(observe()), PHASES, [RESULT], failure or {}, NOW + 30)

@@ -152,6 +152,18 @@ def test_hooks():
         apply("rolling_hooks", {"befor_run": "a.yml"}, "/etc/x")
 
 
+def test_the_plays_hosts_are_those_of_all_batches_in_order():
+    assert apply("rolling_hosts", {"rolling_batches": [["batch-1", "m2"], ["batch-2", "m1", "m3"]]}) == [
+        "batch-1",
+        "m2",
+        "batch-2",
+        "m1",
+        "m3",
+    ]
+    assert apply("rolling_hosts", {"rolling_batches": []}) == []
+    assert apply("rolling_hosts", {}) == ["vmbeam_rolling"]
+
+
 # --- when ------------------------------------------------------------------------------------
 
 NIGHT = yaml.safe_load('[{days: mon-fri, from: 22:00, to: "04:00", timezone: Europe/Berlin}]')

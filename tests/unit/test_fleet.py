@@ -133,6 +133,19 @@ def test_a_session_is_used_by_one_guest(fleet):
     assert call(fleet, "zero_copy_session", **pair)["sessions"] != first
 
 
+def test_what_the_role_only_reads_is_answered(fleet):
+    assert call(fleet, "zero_copy_info", "m0001-a")["capable"]
+    assert [entry["name"] for entry in call(fleet, "aging_info", "m0001-a")["indicators"]] == [*simulation.INDICATORS]
+    assert call(fleet, "audit_entry", entry={})["changed"]
+
+
+def test_a_lock_is_kept_by_its_owner_only(fleet):
+    assert call(fleet, "host_lock", owner="one", state="kept")["failed"]
+    call(fleet, "host_lock", owner="one")
+    assert call(fleet, "host_lock", owner="one", state="kept")["holder"]["owner"] == "one"
+    assert call(fleet, "host_lock", owner="other", state="kept")["failed"]
+
+
 def test_a_lock_has_one_owner_and_can_be_taken_over_by_name(fleet):
     assert call(fleet, "host_lock", owner="one", details={"run_id": 1})["holder"]["owner"] == "one"
     refused = call(fleet, "host_lock", owner="other")
@@ -257,12 +270,15 @@ def test_linear_cost_has_the_same_further_cost_and_a_falling_ratio():
     assert found["further"] == [2, 2]
     assert found["further_mb"] == [0.1, 0.1]
     assert found["per_host"] == pytest.approx(2.03 / 5, abs=0.01)
+    assert found["cpu"] == {"slope": 2, "intercept": 3, "residual": 0}
+    assert found["memory"] == {"slope": 0.1, "intercept": 60, "residual": 0}
 
 
 def test_quadratic_cost_shows():
     (found,) = report.growth([record(hosts, hosts * hosts) for hosts in (1, 10, 100)])
     assert found["further"] == [11, 110]
     assert found["per_host"] == 100
+    assert found["cpu"]["residual"] > 1
 
 
 def test_growth_leaves_out_what_failed_and_what_has_one_size():
@@ -280,6 +296,7 @@ def test_what_would_take_too_long_is_left_out_and_said(tmp_path, monkeypatch):
     assert found["not_run"][0] in page
     assert "not complete" not in page
     assert "| serial 1 | 5 | 3, 10 | 1.00x | 10.00 | 0.10 |" in page
+    assert "| serial 1 | 5 | 0.0 + 10.00 n | 0.0% | - | 60 + 0.10 n | 0.0% |" in page
 
 
 def test_a_fleet_that_was_not_rolled_to_its_end_fails_the_command(tmp_path, monkeypatch):

@@ -565,4 +565,5 @@ def test_a_machine_that_another_run_had_before_its_turn_is_not_touched(machines)
     late, first = sorted(("m1", "m2"), key=lambda name: len(machines.moves(name)))
     assert list(machines.where(first)) == [f"{first}-b"]
     assert machines.world(late)["calls"] == []
-    assert f"{late} is not reserved for this run any more" in done.stdout
+    assert f"fatal: [{late}]: FAILED!" in done.stdout
+    assert "This machine is not reserved for" in done.stdout

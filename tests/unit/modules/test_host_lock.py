@@ -70,6 +70,21 @@ def test_the_owner_renews_without_a_change(run, file, clock):
     assert run("host_lock", owner="two", path=str(file)).failed
 
 
+def test_a_lock_is_kept_only_by_the_owner_that_has_it(run, file, clock):
+    for lost in (None, "two"):
+        if lost:
+            run("host_lock", owner=lost, path=str(file), ttl=60)
+        refused = run("host_lock", owner="one", path=str(file), state="kept")
+        assert refused.failed
+        assert "not reserved for one any more" in refused["msg"]
+        assert (refused["holder"] or {}).get("owner") == lost
+        assert file.exists() == bool(lost)
+    clock.time += 60  # expired, but nobody has had it since
+    kept = run("host_lock", owner="two", path=str(file), ttl=60, state="kept")
+    assert not kept["changed"]
+    assert kept["holder"]["expires_in_seconds"] == 60
+
+
 def test_an_expired_lock_is_anybodys_and_its_owner_learns_of_it(run, file, clock):
     run("host_lock", owner="one", path=str(file), ttl=60)
     clock.time += 60
