@@ -359,15 +359,23 @@ RESULT = {
 }
 
 
-class TestAccount:
-    GUEST = {"name": "web1", "type": "pvh", "memory_mb": 128, "vcpus": 1, "strategy": "precopy", "strategy_reason": "asked"}
+PLANNED = {
+    "name": "web1",
+    "type": "pvh",
+    "memory_mb": 128,
+    "vcpus": 1,
+    "strategy": "precopy",
+    "strategy_reason": "asked",
+}
 
+
+class TestAccount:
     def account(self, outcome):
-        return FILTERS["rejuvenation_account"]({**self.GUEST, "step": "move"}, outcome, NOW, NOW + 5, None)
+        return FILTERS["rejuvenation_account"]({**PLANNED, "step": "move"}, outcome, NOW, NOW + 5, None)
 
     def test_it_has_what_the_migration_told(self):
         told = {"seconds": 2.0, "downtime_seconds": 0.5, "bytes": 7, "phases": {"memory": 1.0}, "repairs": ["a disk"]}
-        guest = {key: value for key, value in self.GUEST.items() if key != "name"}
+        guest = {key: value for key, value in PLANNED.items() if key != "name"}
         assert self.account({"migration": told, "location": "destination"}) == {
             **guest,
             **told,
