@@ -124,7 +124,8 @@ def renewed(
             continue
         if entry.identity not in running:
             left = [guest for guest in entry.guests if guest.name not in (up if guest.runs else there) | {*gone}]
-            if not left:
+            # Where nothing was looked into, that a host VM had no guests is still worth knowing.
+            if seen and not left:
                 continue
             entry = replace(entry, guests=left)
         result.append(entry)

@@ -17,6 +17,8 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils._moments import iso
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._observation import SLOTS, guest_name, slot_view
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._preflight import new_problem
 
+UNCONFIGURED = "its configuration is recorded nowhere"
+
 NOTHING: dict[str, Any] = {
     "host_vm": None,
     "slot": None,
@@ -69,7 +71,7 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         runs |= dict.fromkeys(_names_of(run), True)
     known = _configs(record)
     here = {guest_name(guest["name"]) for guest in target["guests"]}
-    configured = {name_in(file["content"]) for file in target["configurations"]}
+    configured = {name_in(file["content"]): file for file in target["configurations"]}
     paths = {disk: path for entry in record for disk, path in entry["disks"].items()}
     attached = {disk["id"]: disk["path"] for disk in target["disks"]}
     paths |= attached
@@ -78,14 +80,16 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     for kind in ("guests", "unknown", "configurations", "disks"):
         result[kind] = []
     for name in sorted(runs.keys() - {*(settings.get("confirm_gone") or [])} - here):
-        guest = known.get(name, {})
-        config = guest.get("config")
+        guest = known.get(name, {"disks": [], "config": None})
+        # One that a person has put there since is right.
+        config = configured.get(name) or guest["config"]
         if config and name not in configured:
             result["configurations"].append(config)
         if not runs[name]:
             continue
-        why = _why_unknown(guest, paths)
-        if why:
+        pathless = [disk for disk in guest["disks"] if disk not in paths]
+        if not config or pathless:
+            why = f"it is not recorded where its disk {', '.join(pathless)} is" if config else UNCONFIGURED
             result["unknown"].append({"name": name, "why": why})
             continue
         disks = [{"id": disk, "path": paths[disk], "target": BY_ID + disk} for disk in guest["disks"]]
@@ -242,14 +246,6 @@ def _configs(record: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             if guest["name"] not in best or rank > best[guest["name"]][0]:
                 best[guest["name"]] = (rank, guest)
     return {name: guest for name, (_rank, guest) in best.items()}
-
-
-def _why_unknown(guest: dict[str, Any], paths: dict[str, str]) -> str:
-    """Return what keeps a guest from being started, empty if nothing does."""
-    if not guest.get("config"):
-        return "its configuration is recorded nowhere"
-    pathless = [disk for disk in guest["disks"] if disk not in paths]
-    return f"it is not recorded where its disk {', '.join(pathless)} is" if pathless else ""
 
 
 def _steps(planned: dict[str, Any]) -> list[str]:

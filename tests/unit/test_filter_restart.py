@@ -118,6 +118,19 @@ def test_what_is_not_known_is_named():
     ]
 
 
+def test_a_configuration_that_a_person_has_put_back_is_taken():
+    file = {"path": "/etc/xen/guests/other.cfg", "content": 'name = "web1"\n'}
+    observed = rebooted(entry("a", 7, kept("web1", config=None), kept("app1")))
+    observed |= {"host_vms": [host_vm("a", generation=8)], "guest_dom0s": {"a": dom0(configurations=[file])}}
+    made = restart(observed)
+    assert [(one["name"], one["config"]["path"]) for one in made["guests"]] == [
+        ("app1", "/etc/xen/guests/app1.cfg"),
+        ("web1", "/etc/xen/guests/other.cfg"),
+    ]
+    assert made["configurations"] == [kept("app1")["config"]]
+    assert made["unknown"] == []
+
+
 def test_what_is_foreseen_needs_no_restart():
     state = {"run": {"source": "m1-a", "destination": "m1-b", "guests": ["web1"], "cold": []}}
     observed = rebooted(entry("a", 7, kept("web1")), entry("b", 8), state=state)

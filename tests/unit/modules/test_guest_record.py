@@ -150,6 +150,14 @@ def test_guests_of_a_lost_host_vm_stay_recorded_until_they_are_seen(machine, hos
     assert [entry["generation"] for entry in recorded()] == [2]
 
 
+def test_that_a_lost_host_vm_had_no_guests_is_kept_until_another_one_is_seen(machine, host_vm, note, recorded, run):
+    host_vm()
+    note()
+    lose(machine)
+    assert not run("guest_record", directory=str(machine.directory), host_vms=[])["changed"]
+    assert len(recorded()) == 1
+
+
 def test_a_host_vm_that_is_removed_on_purpose_is_forgotten(host_vm, note, recorded):
     host_vm()
     note(guest("web1"))
