@@ -104,6 +104,10 @@ test-rejuvenation: ## All tests that move guests, the long ones too
 test-fleet: ## Rolling runs over three machines: one fails, and the controller is killed half-way
 	pytest tests/lab/test_fleet.py
 
+.PHONY: test-reboot
+test-reboot: ## Power cuts, one in the middle of a rejuvenation: repair.yml starts each guest once
+	pytest tests/lab/test_reboot.py
+
 .PHONY: test-zero-copy-debug
 test-zero-copy-debug: ## Misuse of the interface and zero-copy to and fro, on hypervisors with assertions
 	VMBEAM_XEN_FLAVOUR=debug pytest tests/lab/test_hostile.py tests/lab/test_zero_copy.py tests/lab/test_interference.py

@@ -190,6 +190,7 @@ def _host_vm_info(state: State, _place: str, arguments: Answer) -> Answer:
             for name, host_vm in sorted(state["host_vms"].items())
             if arguments.get("name") in (None, name)
         ],
+        "guest_record": [],
         "hypervisor": HYPERVISOR
         | {"total_memory_mb": state["memory_mb"], "free_memory_mb": state["memory_mb"] - used - 2048},
     }
@@ -406,6 +407,7 @@ _MODULES: dict[str, typing.Callable[[State, str, Answer], Answer]] = {
     "file": _nothing,
     "guest_info": _guest_info,
     "guest_migrate": _guest_migrate,
+    "guest_record": _nothing,
     "host_lock": _host_lock,
     "host_vm": _host_vm_module,
     "host_vm_disk": _host_vm_disk,

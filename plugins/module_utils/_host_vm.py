@@ -29,6 +29,8 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     VmbeamError,
     WaitTimeout,
 )
+from ansible_collections.vmbeam.xen.plugins.module_utils._files import write_private
+from ansible_collections.vmbeam.xen.plugins.module_utils._guest_record import GuestRecord
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import CONTROLLER, guest_disks
 from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
 from ansible_collections.vmbeam.xen.plugins.module_utils._seed import SeedFile, archive
@@ -43,6 +45,11 @@ ROOT_DISK = "root.qcow2"
 SEED_DISK = "seed.tar"
 # Remembers the image's checksum: an image of gigabytes is read once, not at every start.
 CHECKSUM_CACHE = "image-sha256.json"
+# Folder of the disks of host VMs that were lost; no host VM can have this name.
+KEPT = ".kept"
+
+# What becomes of the disk of a host VM that was lost when the next one of its name is started.
+REFUSE, KEEP, DISCARD = "refuse", "keep", "discard"
 
 
 @dataclass(frozen=True)
@@ -233,10 +240,48 @@ class HostVms:
             return None, domain, record
         raise Conflict(f"name: {name} is {domain.state}. Remove it with state=absent first; its guests are lost.")
 
+    # --- what is left of a host VM that was lost
+
+    @property
+    def guest_record(self) -> GuestRecord:
+        return GuestRecord(self._directory)
+
+    def previous_disk(self, name: str) -> Path | None:
+        """The disk of a host VM that is recorded, so that it may have run."""
+        disk = self.home(name) / ROOT_DISK
+        return disk if disk.exists() and self.record(name) else None
+
+    def _refuse_loss(self, name: str) -> None:
+        """Raises Conflict if there is a disk that may hold what is nowhere else."""
+        disk, record = self.previous_disk(name), self.record(name)
+        if disk is None or record is None:
+            return
+        entries = [entry for entry in self.guest_record.read() if entry.identity == (name, record.generation)]
+        guests = ", ".join(guest.name for entry in entries for guest in entry.guests)
+        raise Conflict(
+            f"name: {name} (generation {record.generation}) was lost, not removed, as by a reboot of the machine. Its "
+            f"disk {disk} may hold the only copy of its guests' configurations "
+            f"({f'recorded are {guests}' if guests else 'no guest of it is recorded'}). "
+            "playbooks/repair.yml starts it with the guests that are recorded; to start it without them, set "
+            "previous_disk (vmbeam_previous_disk) to keep, which moves that disk aside, or to discard.",
+            previous_disk=str(disk),
+        )
+
+    def _keep_disk(self, name: str) -> Path | None:
+        """Moves the previous disk aside and returns where it is, None if there was none."""
+        disk, record = self.previous_disk(name), self.record(name)
+        if disk is None or record is None:
+            return None
+        kept = self._directory / KEPT / f"{name}-{record.generation}-{self._now().strftime('%Y%m%dT%H%M%SZ')}.qcow2"
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        return disk.rename(kept)
+
     # --- starting
 
-    def preflight(self, spec: Spec) -> None:
-        """Refuses early what cannot work: InvalidInput for the image, Conflict for memory."""
+    def preflight(self, spec: Spec, previous: str = REFUSE) -> None:
+        """Refuses early what cannot work: InvalidInput for the image, Conflict for memory and what would be lost."""
+        if previous == REFUSE:
+            self._refuse_loss(spec.name)
         xl_config(spec, self.home(spec.name))
         archive(spec.seed_files)
         if not Path(spec.image).is_file():
@@ -252,12 +297,17 @@ class HostVms:
                 free_memory_mb=free,
             )
 
-    def start(self, spec: Spec, deadline: Deadline) -> None:
-        """Creates and starts a new generation; after a failure nothing of it is left."""
+    def start(self, spec: Spec, deadline: Deadline, previous: str = REFUSE) -> Path | None:
+        """Creates and starts a new generation; after a failure nothing of it is left.
+
+        previous: what becomes of the disk of a host VM of that name that was lost. Returns where it was moved to if it
+        was to be kept.
+        """
         half_made, _record = self.find(spec.name)
-        if half_made:
+        if half_made:  # it never ran, so nothing is on its disk
             self._xl.destroy(half_made.domid)
-        self.preflight(spec)
+            previous = DISCARD
+        self.preflight(spec, previous)
         home = self.home(spec.name)
         record = Record(
             generation=spec.generation if spec.generation is not None else self.next_generation(),
@@ -265,6 +315,7 @@ class HostVms:
             image_sha256=self.image_sha256(spec.image),
             slot=spec.slot,
         )
+        kept = self._keep_disk(spec.name) if previous == KEEP else None
         self._remove_files(spec.name)
         try:
             self._write_files(spec, home, record, deadline)
@@ -277,13 +328,16 @@ class HostVms:
                 )
         except Exception as exc:
             self._undo_start(spec.name, exc)
+            if kept and isinstance(exc, VmbeamError):
+                exc.details["kept_disk"] = str(kept)
             raise
+        return kept
 
     def _write_files(self, spec: Spec, home: Path, record: Record, deadline: Deadline) -> None:
         # The seed holds private keys.
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(home / SEED_DISK, archive(spec.seed_files))
-        _write(home / CONFIG, xl_config(spec, home).encode())
+        write_private(home / SEED_DISK, archive(spec.seed_files))
+        write_private(home / CONFIG, xl_config(spec, home).encode())
         if spec.console_log:
             Path(spec.console_log).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -305,7 +359,7 @@ class HostVms:
         except NotFound as exc:
             raise NotFound(f"{exc.message} Install qemu-utils.", **exc.details) from exc
         # Last of all files and before the domain: from here on the name is a host VM's.
-        _write(home / RECORD, (json.dumps(vars(record), indent=2) + "\n").encode())
+        write_private(home / RECORD, (json.dumps(vars(record), indent=2) + "\n").encode())
 
     def _undo_start(self, name: str, error: Exception) -> None:
         """Removes a host VM that failed to start; what cannot be removed is added to the error."""
@@ -341,14 +395,17 @@ class HostVms:
             with open(image, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(cache, json.dumps({"image": key, "sha256": digest}).encode())
+        write_private(cache, json.dumps({"image": key, "sha256": digest}).encode())
         return digest
 
     # --- removing
 
-    def remove(self, name: str, deadline: Deadline, *, graceful: bool) -> None:
-        """Shuts the host VM down if graceful, destroys what is left, and removes its files."""
-        domain, _record = self.find(name)
+    def remove(self, name: str, deadline: Deadline, *, graceful: bool, keep_disk: bool = False) -> Path | None:
+        """Shuts the host VM down if graceful, destroys what is left, and removes its files and what is recorded of it.
+
+        Returns where its disk was moved to if it was to be kept.
+        """
+        domain, record = self.find(name)
         if domain and graceful and domain.live:
             self._power_off(domain, deadline)
         domain = self._xl.domain(name)
@@ -359,7 +416,11 @@ class HostVms:
                 Deadline(60.0, deadline.clock),
                 f"{name} to be destroyed",
             )
+        kept = self._keep_disk(name) if keep_disk else None
         self._remove_files(name)
+        if record:
+            self.guest_record.forget(name, record.generation)
+        return kept
 
     def unpause(self, domain: Domain) -> None:
         self._xl.unpause(domain.domid)
@@ -379,16 +440,6 @@ class HostVms:
     def _remove_files(self, name: str) -> None:
         if self.home(name).exists():
             shutil.rmtree(self.home(name))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a file for root's eyes only, whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _stated_sha256(image: str, not_before_ns: int) -> str | None:

@@ -120,6 +120,16 @@ options:
       With O(state=absent), whether to press the power button and wait before destroying the host VM.
     type: bool
     default: true
+  previous_disk:
+    description:
+      - What becomes of the disk of a host VM of that name that was lost, as when the machine was rebooted, instead of
+        being removed. It may hold the only copy of its guests' configurations.
+      - V(refuse) starts nothing then, V(keep) moves the disk to the folder C(.kept) in O(directory), and V(discard)
+        removes it.
+      - With O(state=absent) the disk is removed unless this is V(keep).
+    type: str
+    choices: [refuse, keep, discard]
+    default: refuse
   extra_config:
     description: Further options of xl.cfg(5), which win over those that the module sets.
     type: dict
@@ -171,6 +181,11 @@ host_vm:
     created: "2025-03-01T03:00:12+00:00"
     image_sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     disks: []
+kept_disk:
+  description: Where the disk of the host VM that was lost or removed is kept, null if none was there to be kept.
+  returned: if it was kept, and always on success
+  type: str
+  sample: /var/lib/vmbeam/host-vms/.kept/m1-b-11-20250301T030012Z.qcow2
 left_behind:
   description: What a failed start could not undo.
   returned: when a start failed and undoing it failed too
@@ -214,21 +229,23 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     host_vms = HostVms(Xl(), _checks.path("directory", params["directory"]))
     spec = spec_of(params) if params["state"] == "started" else None
 
+    previous, kept = params["previous_disk"], None
     step, domain, record = host_vms.plan(name, params["state"])
     before = host_vms.describe(name, domain, record)
     if spec and step is None and host_vms.differs(spec):
         module.warn(f"{name} runs with another configuration; the new one takes effect at its next start.")
     if step == "create" and spec:
         if module.check_mode:
-            host_vms.preflight(spec)
+            # A domain that never ran has nothing on its disk.
+            host_vms.preflight(spec, "discard" if domain else previous)
             after = host_vms.foresee(spec)
         else:
-            host_vms.start(spec, deadline)
+            kept = host_vms.start(spec, deadline, previous)
     elif not module.check_mode:
         if step == "unpause" and domain:
             host_vms.unpause(domain)
         elif step == "remove":
-            host_vms.remove(name, deadline, graceful=params["graceful"])
+            kept = host_vms.remove(name, deadline, graceful=params["graceful"], keep_disk=previous == "keep")
     if not module.check_mode:
         after = host_vms.describe(name, *host_vms.find(name))
     elif step == "unpause":
@@ -237,7 +254,12 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         after = host_vms.describe(name, None, None)
     elif step is None:
         after = before
-    return {"changed": step is not None, "host_vm": after, "diff": state_diff(before, after)}
+    return {
+        "changed": step is not None,
+        "host_vm": after,
+        "kept_disk": str(kept) if kept else None,
+        "diff": state_diff(before, after),
+    }
 
 
 def main() -> None:
@@ -275,6 +297,7 @@ def main() -> None:
             "generation": {"type": "int"},
             "timeout": {"type": "float", "default": 300},
             "graceful": {"type": "bool", "default": True},
+            "previous_disk": {"type": "str", "choices": ["refuse", "keep", "discard"], "default": "refuse"},
             "extra_config": {"type": "dict", "default": {}},
         },
         required_if=[("state", "started", ("slot", "memory_mb", "image"))],

@@ -26,8 +26,13 @@ options:
     description: Folder that holds a folder of files for each host VM.
     type: path
     default: /var/lib/vmbeam/host-vms
+  guest_record:
+    description: Whether to return what M(vmbeam.xen.guest_record) has recorded of the guests.
+    type: bool
+    default: false
 seealso:
   - module: vmbeam.xen.host_vm
+  - module: vmbeam.xen.guest_record
 """
 
 EXAMPLES = r"""
@@ -61,6 +66,26 @@ host_vms:
       disks:
         - id: web1-root
           path: /var/lib/vmbeam/guests/web1-root.raw
+guest_record:
+  description:
+    - What is recorded of the guests in each generation of a host VM that runs, or that was lost with guests.
+    - A guest's C(config) is null if it is not known. It may hold secrets.
+  returned: if O(guest_record=true)
+  type: list
+  elements: dict
+  sample:
+    - host_vm: m1-a
+      generation: 11
+      noted: "2025-02-01T03:10:09+00:00"
+      disks: {web1-root: /var/lib/vmbeam/guests/web1-root.raw}
+      guests:
+        - name: web1
+          runs: true
+          disks: [web1-root]
+          config:
+            path: /etc/xen/guests/web1.cfg
+            content: |
+              name = "web1"
 hypervisor:
   description: Facts of the host hypervisor, memory in MiB.
   returned: success
@@ -89,11 +114,14 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     names = host_vms.names()
     if name is not None:
         names = [known for known in names if known == _checks.domain_name("name", name)]
-    return {
+    result = {
         "changed": False,
         "host_vms": [host_vms.describe(known, *host_vms.find(known)) for known in names],
         "hypervisor": xl.hypervisor().as_dict(),
     }
+    if module.params["guest_record"]:
+        result["guest_record"] = [entry.as_dict() for entry in host_vms.guest_record.read()]
+    return result
 
 
 def main() -> None:
@@ -101,6 +129,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str"},
             "directory": {"type": "path", "default": DEFAULT_DIRECTORY},
+            "guest_record": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -30,6 +30,7 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils._preflight import (
     plan_problems,
     silence_problems,
 )
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._restart import missing, none_runs
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._strategy import choose, settled_strategy
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, or_unknown, text_table
 
@@ -65,7 +66,7 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
         "problems": [],
     }
 
-    direction = _direction(existing, slots, settings)
+    direction = _direction(existing, slots, settings) if existing else none_runs(observed, settings)
     if isinstance(direction, dict):
         plan["problems"].append(direction)
         plan["reason"] = direction["message"]
@@ -75,6 +76,7 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     plan["destination"] = public_view(destination, observed)
 
     if len(existing) == 1:
+        plan["problems"] += missing(observed, settings)
         fresh, reason = freshness(source, observed, settings)
         run = (observed.get("state") or {}).get("run") or {}
         plan["unrecorded_run"] = fresh and run.get("destination") == source["name"]
@@ -261,11 +263,6 @@ def _direction(
 ) -> tuple[str, str] | dict[str, Any]:
     """Return the source's and the destination's slot, or the problem that keeps them from being known."""
     wanted = settings.get("destination_slot")
-    if not existing:
-        names = " nor ".join(slots[slot]["name"] for slot in SLOTS)
-        return new_problem(
-            "host VM", f"no host VM runs (neither {names})", "start the first one: playbooks/host_vm.yml"
-        )
     if len(existing) == 1:
         source = existing[0]
         destination = next(slot for slot in SLOTS if slot != source)

@@ -24,6 +24,7 @@ FAKED = (
     "guest",
     "guest_info",
     "guest_migrate",
+    "guest_record",
     "host_vm",
     "host_vm_disk",
     "host_vm_info",
@@ -48,6 +49,7 @@ START = [
             "state": "started",
             "slot": "{{ host_vm_slot }}",
             "generation": "{{ host_vm_generation | int }}",
+            "previous_disk": "{{ host_vm_previous_disk }}",
         }
     }
 ]
@@ -71,6 +73,9 @@ class Machines:
         self.start = collection / "roles" / "host_vm" / "tasks" / "main.yml"
         self.start.parent.mkdir(parents=True)
         self.start.write_text(yaml.safe_dump(START))
+        # Where udev shows a disk that was plugged in.
+        guest = collection / "plugins" / "module_utils" / "_guest.py"
+        guest.write_text(guest.read_text().replace("/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_", f"{folder}/disks/"))
         for name in FAKED:
             text = FAKE.read_text().replace("@NAME@", name).replace("@FOLDER@", str(folder))
             (collection / "plugins" / "modules" / f"{name}.py").write_text(text)
@@ -78,8 +83,12 @@ class Machines:
     def add(self, name: str, *guests: str, **world: Any) -> None:
         number = len(self.hosts) + 1
         slots = {slot: f"10.0.{number}.2{slot == 'b':d}" for slot in ("a", "b")}
+        configurations = self.folder / f"{name}-guests"
+        configurations.mkdir()
         for guest in guests:
-            (self.folder / "disks" / f"{guest}-root").touch()
+            disk = self.folder / "disks" / f"{guest}-root"
+            disk.touch()
+            (configurations / f"{guest}.cfg").write_text(f'name = "{guest}"\ndisk = ["target={disk}"]\n')
         old = {
             "domid": 1,
             "slot": "a",
@@ -95,8 +104,9 @@ class Machines:
                 "host_vms": {f"{name}-a": old},
                 "next_host_vm": {},
                 "addresses": {address: f"{name}-{slot}" for slot, address in slots.items()},
-                "configured": list(guests),
                 "stopped": {},
+                "lost": {},
+                "kept": [],
                 "faults": [],
                 "calls": [],
                 **world,

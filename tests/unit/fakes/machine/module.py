@@ -9,13 +9,19 @@ Copied under the name of each module. The dom0 that a module runs in is known by
 """
 
 import fcntl
+import importlib
 import json
 import os
+import re
 import sys
+from pathlib import Path
 
 NAME = "@NAME@"
 FOLDER = "@FOLDER@"
 HYPERVISOR = {"version": "4.17.5", "total_memory_mb": 4096}
+
+
+ME = os.path.realpath(sys.argv[0]).split(f"{FOLDER}/remote/")[1].split("/")[0]
 
 
 class Failed(Exception):
@@ -32,23 +38,68 @@ def host_vm_info(world, _me, _options, _check):
     host_vms = [
         {"name": name, "state": "running", "image_sha256": None, **vm} for name, vm in world["host_vms"].items()
     ]
-    return {"host_vms": host_vms, "hypervisor": {**HYPERVISOR, "free_memory_mb": 16384}}
+    lost = [{"name": name, "domid": None, "state": "absent", "disks": [], **vm} for name, vm in world["lost"].items()]
+    return {
+        "host_vms": host_vms + lost,
+        "hypervisor": {**HYPERVISOR, "free_memory_mb": 16384},
+        "guest_record": [entry.as_dict() for entry in record().read()],
+    }
+
+
+def real(name):
+    """A private part of the collection. By a statement, Ansible would take this file for a module of its own kind."""
+    sys.path.insert(0, f"{FOLDER}/collections")
+    return importlib.import_module(f"ansible_collections.vmbeam.xen.plugins.module_utils.{name}")
+
+
+def record():
+    """The real one, in a folder of the machine."""
+    return real("_guest_record").GuestRecord(Path(f"{FOLDER}/{ME.split('-')[0]}-record"))
+
+
+def guest_record(world, _me, options, check):
+    look, renewed = real("_guest_record").look, real("_guest_record").renewed
+    kept = record()
+    before = kept.read()
+    seen = []
+    for one in options["host_vms"]:
+        vm = world["host_vms"][one["name"]]
+        disks = {disk["id"]: disk["path"] for disk in vm["disks"]}
+        whole = (one["name"], vm["generation"])
+        seen.append(look(whole, "2023-11-01", disks, one["guests"], one["configurations"], before))
+    running = {(name, vm["generation"]) for name, vm in world["host_vms"].items()}
+    after = renewed(before, seen, running, options["gone"])
+    if after != before and not check:
+        kept.write(after)
+    return {"changed": after != before}
 
 
 def host_vm(world, _me, options, _check):
     name = options["name"]
-    if (name in world["host_vms"]) == (options["state"] != "absent"):
+    there = name in world["host_vms"] or (options["state"] == "absent" and name in world["lost"])
+    if there == (options["state"] != "absent"):
         return {"changed": False}
     call(world, NAME, name, options["state"])
     if options["state"] == "absent":
+        if name in world["lost"]:
+            assert options["previous_disk"] == "keep", options
+            world["kept"].append(name)
+            record().forget(name, world["lost"].pop(name)["generation"])
+            return {"changed": True}
         vm = world["host_vms"].pop(name)
+        record().forget(name, vm["generation"])
         if vm["guests"]:
             raise Failed(f"the test would have lost {list(vm['guests'])}")
     else:
+        if name in world["lost"]:
+            if options["previous_disk"] != "keep":
+                raise Failed(f"{name} was lost, not removed")
+            world["kept"].append(name)
+            del world["lost"][name]
         world["host_vms"][name] = {
             "domid": 9,
             "slot": options["slot"],
-            "generation": options["generation"],
+            "generation": int(options["generation"]),
             "created": "2023-11-01T00:00:00+00:00",
             "memory_mb": 4096,
             "disks": [],
@@ -74,12 +125,24 @@ def guest_info(world, me, options, _check):
         "guests": [guest for guest in guests if options.get("name") in (None, guest["name"])],
         "hypervisor": {**HYPERVISOR, "free_memory_mb": 4096 - sum(guest["memory_mb"] for guest in guests)},
         "configurations": [
-            {"path": f"/etc/xen/guests/{name}.cfg", "content": f'name = "{name}"\n'} for name in world["configured"]
+            {"path": str(path), "content": path.read_text()}
+            for path in sorted(Path(FOLDER, f"{me.split('-')[0]}-guests").glob("*.cfg"))
         ],
     }
 
 
 def guest(world, me, options, _check):
+    vm, name = world["host_vms"][me], options["name"]
+    if name not in vm["guests"]:
+        written = Path(options["config"]).read_text()
+        call(world, NAME, name, me)
+        if f"{name} start" in world["faults"]:
+            raise Failed(f"{name} cannot be started")
+        disks = [{"id": Path(disk).name, "target": disk} for disk in re.findall(rf"{FOLDER}/disks/[\w-]+", written)]
+        if not {disk["id"] for disk in vm["disks"]} >= {disk["id"] for disk in disks}:
+            raise Failed(f"a disk of {name} is not attached to {me}")
+        vm["guests"][name] = {"state": "blocked", "type": "pvh", "memory_mb": 128, "vcpus": 1, "disks": disks}
+        return {"changed": True}
     world["host_vms"][me]["guests"][options["name"]]["state"] = options["state"]
     return {"changed": True}
 
@@ -124,7 +187,7 @@ def zero_copy_session(_world, _me, options, _check):
 def main():
     with open(sys.argv[1]) as file:
         options = json.load(file)
-    me = os.path.realpath(sys.argv[0]).split(f"{FOLDER}/remote/")[1].split("/")[0]
+    me = ME
     path = f"{FOLDER}/{me.split('-')[0]}.json"
     with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
