@@ -102,8 +102,10 @@ def page(found: Record) -> str:
         "" if found["complete"] else "**The run is not complete**: it is under way, or was broken off.",
         _NOTES,
         "## Cost",
-        "CPU seconds are those of ansible-playbook and all its processes. The peak is the resident memory of its main "
-        "process; its forks share most of it. A call is a module that a dom0 was asked to run.",
+        "CPU seconds are those of ansible-playbook and all its processes, with the settings of ansible.cfg here, which "
+        "role rolling recommends to all. Other work on the computer raises them: caches are shared, and the controller "
+        "looks for results as long as it waits. The peak is the resident memory of its main process; its forks share "
+        "most of it. A call is a module that a dom0 was asked to run.",
         table(
             [
                 "Method",

@@ -239,6 +239,18 @@ def test_each_guest_moves_as_it_can(machines, changed):
     assert machines.read("m1", "state")["run"] is None
 
 
+def test_each_of_two_guests_that_move_side_by_side_has_its_own_account(machines):
+    machines.add("m1", "app1", "db1", "web1", faults=["db1 to m1-b"])
+    done = machines.run(vmbeam_parallel_guests=2, vmbeam_guest_strategies={"db1": "precopy"})
+    assert done.returncode != 0
+    assert machines.where("m1") == {"m1-a": ["db1", "web1"], "m1-b": ["app1"]}
+    app1, db1 = machines.read("m1", "report")["guests"]
+    assert (app1["guest"], app1["result"], app1["session"], app1["seconds"]) == ("app1", "moved", 0, 2.0)
+    assert (db1["guest"], db1["result"], db1["session"], db1["seconds"]) == ("db1", "failed", None, None)
+    assert app1["started"] == db1["started"] < app1["finished"]
+    assert "db1 cannot go to m1-b" in db1["text"]
+
+
 def test_rollback_after_a_failed_move(machines):
     machines.add("m1", "app1", "db1", "web1", faults=["web1 to m1-b"])
 
