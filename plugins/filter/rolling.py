@@ -28,7 +28,7 @@ class FilterModule:
             "rolling_budget": _rolling.budget,
             "rolling_closed": _windows.closed,
             "rolling_hosts": _rolling.hosts,
-            "rolling_hooks": _rolling.hook_files,
+            "rolling_hooks": _rolling.hooks,
             "rolling_machines": _rolling.machines_in,
             "rolling_outcomes": _rolling.outcomes,
             "rolling_report": _rolling.report,

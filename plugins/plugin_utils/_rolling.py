@@ -10,11 +10,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import listed, text_table
 
 HOOKS = ("before_run", "after_run", "before_machine", "after_machine", "before_guest", "after_guest")
+# Where the command of a hook can be run, the first for hooks of the run, the second for the others.
+PLACES = ("controller", "machine")
+HOOK_TIMEOUT = 300
+# Tasks that run the command of a hook.
+COMMAND_FILE = str(Path(__file__).resolve().parents[2] / "roles" / "rolling" / "tasks" / "hook.yml")
 ORDERS = ("inventory", "oldest", "aging")
 
 # Name of the in-memory host that stands for the controller in each batch.
@@ -163,15 +169,38 @@ def report_text(account: Mapping[str, Any]) -> list[str]:
     return [*lines, "", *text_table(account["machines"], ["machine", "result", "reason"])]
 
 
-def hook_files(hooks: Any, folder: str) -> dict[str, str]:
-    """Return the task files of hooks by the hooks' names; a path that is not absolute is below `folder`.
+def hooks(given: Any, folder: str) -> dict[str, dict[str, Any]]:
+    """Return the hooks by their names, each with its name, and file, the tasks that it is.
 
-    :raises ValueError: a hook is not one of HOOKS
+    A hook is given as the path of a task file, below `folder` if it is not absolute, or as a command: a list of words,
+    or {command, timeout, on}. One that is a command has command, timeout (seconds) and on (one of PLACES) as well, and
+    its file is the one that runs commands.
+
+    :raises ValueError: a hook is not one of HOOKS, or neither a path nor a command
     """
-    unknown = sorted(set(hooks or {}) - set(HOOKS))
+    unknown = sorted(set(given or {}) - set(HOOKS))
     if unknown:
         raise ValueError(f"vmbeam_hooks: {', '.join(unknown)} is not one of {', '.join(HOOKS)}")
-    return {name: os.path.join(folder, str(path)) for name, path in (hooks or {}).items() if path}
+    return {name: {"name": name, **_hook(name, hook, folder)} for name, hook in (given or {}).items() if hook}
+
+
+def _hook(name: str, given: Any, folder: str) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"file": os.path.join(folder, given)}
+    hook: Any = {"command": given} if isinstance(given, list | tuple) else given
+    place = PLACES[0] if name.endswith("_run") else PLACES[1]
+    if isinstance(hook, Mapping) and set(hook) <= {"command", "timeout", "on"}:
+        command, timeout, on = hook.get("command"), hook.get("timeout", HOOK_TIMEOUT), hook.get("on", place)
+        # The host of a run's hook is none of the machines.
+        places = PLACES[:1] if name.endswith("_run") else PLACES
+        if command and isinstance(command, list | tuple) and on in places and str(timeout).isdigit() and int(timeout):
+            words = [str(word) for word in command]
+            return {"file": COMMAND_FILE, "command": words, "timeout": int(timeout), "on": on}
+    raise ValueError(
+        f"vmbeam_hooks.{name} is {given!r}: give the path of a task file, a command as a list of words, or a "
+        f"dictionary of command, and optionally timeout (seconds, {HOOK_TIMEOUT} by default) and on (controller or, "
+        f"but for hooks of the run, machine)"
+    )
 
 
 def metric_problem(response: Mapping[str, Any], least: Any = None, most: Any = None) -> str:

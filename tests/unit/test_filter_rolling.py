@@ -145,11 +145,36 @@ def test_a_machine_without_an_outcome_was_lost():
 
 def test_hooks():
     assert apply("rolling_hooks", {"before_run": "a.yml", "after_run": "/b.yml", "before_guest": ""}, "/etc/x") == {
-        "before_run": "/etc/x/a.yml",
-        "after_run": "/b.yml",
+        "before_run": {"name": "before_run", "file": "/etc/x/a.yml"},
+        "after_run": {"name": "after_run", "file": "/b.yml"},
     }
-    with pytest.raises(AnsibleFilterError, match="befor_run"):
-        apply("rolling_hooks", {"befor_run": "a.yml"}, "/etc/x")
+
+
+def test_hooks_that_are_commands():
+    given = {"after_run": ["ls"], "before_guest": {"command": ["drain", 5], "timeout": "9"}, "after_machine": ["ls"]}
+    hooks = apply("rolling_hooks", given, "/etc/x")
+    assert {name: (hook["command"], hook["timeout"], hook["on"]) for name, hook in hooks.items()} == {
+        "after_run": (["ls"], 300, "controller"),
+        "before_guest": (["drain", "5"], 9, "machine"),
+        "after_machine": (["ls"], 300, "machine"),
+    }
+    assert all(os.path.exists(hook["file"]) for hook in hooks.values())
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        {"befor_run": "a.yml"},
+        {"before_run": {"comand": ["ls"]}},
+        {"before_run": {"command": "ls -l"}},
+        {"before_run": {"command": ["ls"], "timeout": 0}},
+        {"before_run": {"command": ["ls"], "on": "machine"}},
+        {"before_guest": {"command": ["ls"], "on": "guest"}},
+    ],
+)
+def test_a_hook_that_cannot_be_read_is_named(hooks):
+    with pytest.raises(AnsibleFilterError, match=rf"vmbeam_hooks.*{next(iter(hooks))}"):
+        apply("rolling_hooks", hooks, "/etc/x")
 
 
 def test_the_plays_hosts_are_those_of_all_batches_in_order():

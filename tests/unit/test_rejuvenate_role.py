@@ -375,6 +375,77 @@ def test_a_hook_that_fails_does_not_keep_guests_from_going_back(machines):
     assert machines.read("m1", "report")["guests_moved_back"] == ["app1"]
 
 
+@pytest.fixture
+def told(machines: Machines) -> Callable[..., list[list[str]]]:
+    """What the hook `tell` was told: hook, machine, guest, host VM, outcome."""
+    return lambda: [line.split(",") for line in (machines.folder / "told").read_text().splitlines()]
+
+
+def tell(machines: Machines, *more: str) -> list[str]:
+    """A hook that notes what it is told, and then does more."""
+    words = ",".join(f"$VMBEAM_{name}" for name in ("HOOK", "MACHINE", "GUEST", "HOST_VM", "OUTCOME"))
+    return ["sh", "-c", "\n".join([f'echo "{words}" >> {machines.folder}/told', *more])]
+
+
+def test_commands_are_hooks_and_each_guest_that_had_one_before_has_one_after(machines, told):
+    machines.add("m1", "app1", "web1", faults=["web1 to m1-b"])
+    names = ("before_machine", "after_machine", "before_guest", "after_guest")
+
+    done = machines.run(vmbeam_on_failure="rollback", vmbeam_hooks=dict.fromkeys(names, tell(machines)))
+
+    assert done.returncode != 0
+    assert told() == [
+        ["before_machine", "m1", "", "", ""],
+        ["before_guest", "m1", "app1", "m1-a", ""],
+        ["after_guest", "m1", "app1", "m1-b", "completed"],
+        ["before_guest", "m1", "web1", "m1-a", ""],
+        ["after_guest", "m1", "web1", "m1-a", "failed"],
+        ["after_machine", "m1", "", "", "failed"],
+    ]
+
+
+def test_guests_have_their_hook_after_if_no_move_was_begun(machines, told):
+    """One guest is drained, and the hook of the other one fails; so does the first one's hook after."""
+    machines.add("m1", "app1", "web1", "zzz1")
+    hooks = {
+        "before_guest": tell(machines, '[ "$VMBEAM_GUEST" != web1 ] || { echo no way >&2; exit 3; }'),
+        "after_guest": tell(machines, '[ "$VMBEAM_GUEST" != app1 ]'),
+    }
+
+    done = machines.run(vmbeam_hooks=hooks, vmbeam_parallel_guests=3)
+
+    assert done.returncode != 0
+    assert machines.moves("m1") == []
+    assert told() == [
+        ["before_guest", "m1", "app1", "m1-a", ""],
+        ["before_guest", "m1", "web1", "m1-a", ""],
+        ["after_guest", "m1", "app1", "m1-a", "failed"],
+        ["after_guest", "m1", "web1", "m1-a", "failed"],
+    ]
+    summary = machines.read("m1", "report")["failure"]["summary"]
+    assert "hook before_guest: sh -c" in summary
+    assert "ended with 3: no way" in summary
+    assert "The hook after_guest of app1 failed" in summary
+
+
+def test_a_machine_has_its_hook_after_if_the_one_before_does_not_end(machines):
+    machines.add("m1", "app1")
+    tasks = [{"ansible.builtin.copy": {"content": "{{ vmbeam_outcome }}", "dest": f"{machines.folder}/outcome"}}]
+    (machines.folder / "after.yml").write_text(yaml.safe_dump(tasks))
+    slow = {"command": ["sleep", "300"], "timeout": 1}
+
+    done = machines.run(vmbeam_hooks={"before_machine": slow, "after_machine": "after.yml"})
+
+    assert done.returncode != 0
+    assert "hook before_machine: sleep 300 did not end within 1 s" in done.stdout
+    assert (machines.folder / "outcome").read_text() == "failed"
+    assert machines.world("m1")["calls"] == []
+
+    assert machines.run(vmbeam_hooks={"after_machine": "after.yml"}).returncode == 0
+    assert (machines.folder / "outcome").read_text() == "completed"
+    assert machines.where("m1") == {"m1-b": ["app1"]}
+
+
 def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
     """Whoever started app1 again in m1-a, because a repair misses it there, would have it twice."""
     device = {"devices": [{"type": "pci", "id": "0000:03:00.0"}]}

@@ -214,6 +214,14 @@ def test_tags_select_parts_and_nothing_is_begun_without_its_tag(fleet, tag, resu
         assert machines.results() == {"m1": result}
 
 
+def test_hooks_of_the_run_may_be_commands_on_the_controller(fleet):
+    machines = fleet(m1={}, m2={})
+    told = f'echo "$VMBEAM_HOOK,$VMBEAM_RUN_ID,$VMBEAM_MACHINE,$VMBEAM_OUTCOME" >> {machines.folder}/told'
+    hooks = {"before_run": ["sh", "-c", told], "after_run": {"command": ["sh", "-c", told], "timeout": 60}}
+    assert machines.run(vmbeam_hooks=hooks, vmbeam_run_id="night").returncode == 0
+    assert (machines.folder / "told").read_text().split() == ["before_run,night,,", "after_run,night,,completed"]
+
+
 def test_what_a_playbook_before_found_decides_the_order(fleet):
     """As playbooks/aging.yml does, which has chosen the machines once before, in another order."""
     machines = fleet(m1={"score": 0.1}, m2={"score": 1.5}, m3={"score": 0.7})
