@@ -416,6 +416,8 @@ _MODULES: dict[str, typing.Callable[[State, str, Answer], Answer]] = {
     "slurp": _slurp,
     "stat": _stat,
     "wait_for": _nothing,
+    "wait_for_gate": _nothing,
+    "wait_for_guest": _nothing,
     "wait_for_xen": _nothing,
     "zero_copy_info": _zero_copy_info,
     "zero_copy_session": _zero_copy_session,

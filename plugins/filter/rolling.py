@@ -19,7 +19,6 @@ class FilterModule:
         """Return the filters by name."""
         functions: dict[str, Callable[..., Any]] = {
             "host_lock_abandoned": _controller.abandoned,
-            "metric_problem": _rolling.metric_problem,
             "rejuvenation_close_run": _repair.close_run,
             "rejuvenation_done_in_run": _rolling.done_in_run,
             "rejuvenation_repairs": _repair.repairs,

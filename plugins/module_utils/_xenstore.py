@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # Private to vmbeam.xen: not an interface for other collections.
-"""Asks xenstored how many nodes domains own: read only, over its socket.
+"""Asks xenstored for nodes, and how many of them domains own: read only, over its socket.
 
 The protocol is that of xen/include/public/io/xs_wire.h; both xenstored (in C) and oxenstored answer.
 Counting so costs one request a domain, while a walk through the nodes takes two a node.
@@ -25,6 +25,8 @@ SOCKET = "/run/xenstored/socket"
 # struct xsd_sockmsg: type, req_id, tx_id, len
 _HEADER = struct.Struct("=IIII")
 _CONTROL = 0
+_DIRECTORY = 1
+_READ = 2
 _ERROR = 16
 _MAX_PAYLOAD = 4096
 
@@ -80,11 +82,24 @@ class Xenstore:
             int(rows["memory"]) if "memory" in rows else None,
         )
 
+    def read(self, path: str) -> str | None:
+        """The value of a node, None if there is none or it may not be read. Raises XenUnavailable."""
+        return self._ask(_READ, path)
+
+    def children(self, path: str) -> list[str]:
+        """The names of the nodes below a node, none if it is not there. Raises XenUnavailable."""
+        said = self._ask(_DIRECTORY, path)
+        return said.split("\0") if said else []
+
     def _control(self, *words: str) -> str | None:
         """The answer to a control command, None if it is an error."""
+        return self._ask(_CONTROL, *words)
+
+    def _ask(self, request: int, *words: str) -> str | None:
+        """The answer to a request, None if it is an error."""
         payload = b"".join(word.encode() + b"\0" for word in words)
         try:
-            self._socket.sendall(_HEADER.pack(_CONTROL, 0, 0, len(payload)) + payload)
+            self._socket.sendall(_HEADER.pack(request, 0, 0, len(payload)) + payload)
             kind, _request, _transaction, length = _HEADER.unpack(self._receive(_HEADER.size))
             if length > _MAX_PAYLOAD:
                 raise UnexpectedOutput(f"xenstored announced an answer of {length} bytes.", output="")

@@ -16,9 +16,9 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
+from ansible_collections.vmbeam.xen.plugins.module_utils import _xenctrl
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     Conflict,
     NotFound,
@@ -42,7 +42,7 @@ _DEAD = {"source": 1 << 3, "destination": 1 << 4}
 #: XEN_DOMCTL_ZEROCOPY_F_CHANNEL.
 _BIND_CHANNEL = 1 << 0
 _DOMID_INVALID = 0x7FF4
-_VERSION = Path("/sys/hypervisor/version")
+_VERSION = _xenctrl.VERSION
 
 
 class Unsupported(VmbeamError):
@@ -198,15 +198,10 @@ class _Control:
 def _load() -> Any:
     """The libxenctrl of the running hypervisor's version."""
     try:
-        major, minor = ((_VERSION / part).read_text().strip() for part in ("major", "minor"))
-    except OSError as exc:
-        raise XenUnavailable("No Xen runs below this system. Run this in a dom0.") from exc
-    name = f"libxenctrl.so.{major}.{minor}"
-    try:
-        library = ctypes.CDLL(name, use_errno=True)
+        library = _xenctrl.library(_VERSION)
         library.xc_zerocopy_query  # noqa: B018 - looked up in the library
     except (OSError, AttributeError) as exc:
-        raise Unsupported(f"{name} has no zero-copy migration: {exc}. Install the patched Xen packages.") from exc
+        raise Unsupported(f"libxenctrl has no zero-copy migration: {exc}. Install the patched Xen packages.") from exc
     return library
 
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -201,34 +200,6 @@ def _hook(name: str, given: Any, folder: str) -> dict[str, Any]:
         f"dictionary of command, and optionally timeout (seconds, {HOOK_TIMEOUT} by default) and on (controller or, "
         f"but for hooks of the run, machine)"
     )
-
-
-def metric_problem(response: Mapping[str, Any], least: Any = None, most: Any = None) -> str:
-    """Return what is wrong with the answer of a Prometheus query, empty if each of its samples is within bounds.
-
-    An answer without a sample is wrong, too: a comparison in the query leaves none if it does not hold.
-    """
-    if response.get("status") != "success":
-        return f"the query failed: {response.get('error') or 'no answer'}"
-    data = response.get("data") or {}
-    kind, result = data.get("resultType"), data.get("result") or []
-    if kind == "scalar":
-        result = [{"metric": {}, "value": result}]
-    elif kind != "vector":
-        return f"the query returns a {kind}; it has to return a vector or a scalar"
-    if not result:
-        return "the query returns no sample"
-    for sample in result:
-        value = float(sample["value"][1])
-        nan = math.isnan(value)  # out of any bounds
-        low = least is not None and (nan or value < float(least))
-        high = most is not None and (nan or value > float(most))
-        if low or high:
-            bounds = " and ".join(
-                text for text, given in ((f"at least {least}", least), (f"at most {most}", most)) if given is not None
-            )
-            return f"{sample.get('metric') or 'the result'} is {value:g}, wanted {bounds}"
-    return ""
 
 
 def done_in_run(observed: Mapping[str, Any], run_id: str) -> bool:

@@ -287,36 +287,6 @@ def test_what_cannot_be_read_is_named(windows, blackouts, words):
         apply("rolling_closed", windows, blackouts, moment("2026-11-23T12:00"))
 
 
-# --- metrics ---------------------------------------------------------------------------------
-
-
-def vector(*values: str) -> dict[str, Any]:
-    return {
-        "status": "success",
-        "data": {"resultType": "vector", "result": [{"metric": {}, "value": [0, value]} for value in values]},
-    }
-
-
-@pytest.mark.parametrize(
-    ("answer", "bounds", "words"),
-    [
-        (vector("1", "2"), (1, 2), ""),
-        (vector("1"), (), ""),
-        (vector(), (), "no sample"),
-        (vector("1", "0"), (1,), "at least 1"),
-        (vector("3"), (None, 2), "at most 2"),
-        (vector("NaN"), (0,), "nan"),
-        ({"status": "success", "data": {"resultType": "scalar", "result": [0, "5"]}}, (5, 5), ""),
-        ({"status": "success", "data": {"resultType": "matrix", "result": []}}, (), "matrix"),
-        ({"status": "error", "error": "parse error"}, (), "parse error"),
-    ],
-)
-def test_metrics(answer, bounds, words):
-    problem = apply("metric_problem", answer, *bounds)
-    assert words in problem
-    assert bool(problem) == bool(words)
-
-
 # --- locks of the dead -----------------------------------------------------------------------
 
 

@@ -59,6 +59,7 @@ def test_gates_wait_and_say_why_they_do_not_hold(prometheus, tmp_path):
         {"name": "command", "command": ["true"]},
         {"name": "in time", "url": prometheus, "query": 'up{job="web"}', "min": 1, "timeout": 3},
         {"name": "no command", "command": ["sh", "-c", "echo broken >&2; exit 3"], "timeout": 1},
+        {"name": "slow", "command": ["sleep", "300"], "timeout": 1},
         {"name": "no sample", "url": prometheus, "query": "down", "timeout": 1},
     ]
     tasks = [
@@ -91,7 +92,9 @@ def test_gates_wait_and_say_why_they_do_not_hold(prometheus, tmp_path):
     )
     print(done.stdout, done.stderr)
     rescued = [line.split("RESCUED ")[1] for line in done.stdout.splitlines() if "RESCUED " in line]
-    assert len(rescued) == 2
-    assert "gate no command does not hold: it ended with 3: broken" in rescued[0]
-    assert "gate no sample does not hold: the query returns no sample" in rescued[1]
+    assert len(rescued) == 3
+    assert "gate no command does not hold: sh -c" in rescued[0]
+    assert "exit code 3: broken" in rescued[0]
+    assert "gate slow does not hold: sleep 300 did not end within 1 s" in rescued[1]
+    assert "gate no sample does not hold: the query returns no sample" in rescued[2]
     assert Prometheus.asked == 2

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ FAKED = (
     "host_vm",
     "host_vm_disk",
     "host_vm_info",
+    "wait_for_guest",
     "zero_copy_info",
     "zero_copy_session",
 )
@@ -313,6 +315,24 @@ def test_a_connection_that_breaks_is_tried_again(machines, breaks, outcome):
         assert "the guest dom0 of m1-a does not answer (" in done.stdout
         assert "kex_exchange_identification: Connection closed" in done.stdout
         assert machines.world("m1")["calls"] == []
+
+
+def test_a_guest_that_hangs_or_does_not_serve_after_its_move_goes_back(machines):
+    """app1 takes connections before and after; web1 is blocked, as is every idle guest, and dead."""
+    machines.add("m1", "app1", "web1", faults=["web1 hangs in m1-b"])
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        probes = {"app1": {"address": "127.0.0.1", "port": service.getsockname()[1]}}
+        done = machines.run(vmbeam_on_failure="rollback", vmbeam_guest_probes=probes)
+    assert done.returncode != 0
+    assert "web1 shows no sign of life" in done.stdout
+    assert machines.where("m1") == {"m1-a": ["app1", "web1"]}
+    assert machines.read("m1", "report")["guests_moved_back"] == ["app1", "web1"]
+
+    machines.write("m1", {**machines.world("m1"), "faults": []})
+    done = machines.run(vmbeam_guest_probes=probes)
+    assert done.returncode != 0
+    assert "takes no connection" in done.stdout
+    assert machines.where("m1") == {"m1-a": ["app1", "web1"]}
 
 
 def test_a_rollback_that_fails_keeps_both_host_vms(machines):

@@ -131,6 +131,13 @@ def guest_info(world, me, options, _check):
     }
 
 
+def wait_for_guest(world, me, options, _check):
+    name = options["name"]
+    if f"{name} hangs in {me}" in world["faults"]:
+        raise Failed(f"{name} shows no sign of life")
+    return {"heartbeat": {"state": world["host_vms"][me]["guests"][name]["state"]}}
+
+
 def guest(world, me, options, _check):
     vm, name = world["host_vms"][me], options["name"]
     if name not in vm["guests"]:
