@@ -19,6 +19,7 @@ class FilterModule:
         """Return the filters by name."""
         functions: dict[str, Callable[..., Any]] = {
             "host_lock_abandoned": _controller.abandoned,
+            "host_lock_owner": _controller.lock_owner,
             "rejuvenation_close_run": _repair.close_run,
             "rejuvenation_done_in_run": _rolling.done_in_run,
             "rejuvenation_repairs": _repair.repairs,
@@ -26,6 +27,7 @@ class FilterModule:
             "rolling_batches": _rolling.batches,
             "rolling_budget": _rolling.budget,
             "rolling_closed": _windows.closed,
+            "rolling_held": _rolling.held,
             "rolling_hosts": _rolling.hosts,
             "rolling_hooks": _rolling.hooks,
             "rolling_machines": _rolling.machines_in,

@@ -39,6 +39,14 @@ def identity() -> dict[str, Any]:
     }
 
 
+def lock_owner(me: Mapping[str, Any], run_id: str) -> str:
+    """Return under which name this process, whose identity is `me`, takes the locks of machines for the run `run_id`.
+
+    A run that is repeated under the same name is another owner.
+    """
+    return run_id if run_id == me["run_id"] else f"{run_id} ({me['run_id']})"
+
+
 def alive(process: Mapping[str, Any]) -> bool | None:
     """Return whether the process still runs; None if that cannot be seen from here."""
     if not process or process.get("namespace") != _namespace() or process.get("boot") != _boot():

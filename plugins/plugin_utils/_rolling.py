@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ ORDERS = ("inventory", "oldest", "aging")
 
 # Name of the in-memory host that stands for the controller in each batch.
 ANCHOR = "batch-"
+
+# How many machines of another run are named.
+_NAMED = 10
 
 LOST = "it stopped answering (unreachable)"
 
@@ -119,6 +123,36 @@ def budget(value: Any, total: int) -> int:
     :raises ValueError: it is neither
     """
     return _amount("vmbeam_failure_budget", value, total, least=0)
+
+
+def held(names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]], owner: str) -> list[str]:
+    """Return a sentence for each other run that has some of the machines: which, whose, until when, and what to do.
+
+    The machines' facts rolling_leased and rolling_taken are what host_lock returned when `owner` asked for the lock,
+    and when it was taken from a dead run. A machine that did not answer is held by nobody who is known.
+    """
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name in names:
+        facts = hostvars[name]
+        results = (facts.get("rolling_taken") or {}, facts.get("rolling_leased") or {})
+        holder = next((result["holder"] for result in results if result.get("holder")), None)
+        if holder and holder["owner"] != owner:
+            found.setdefault(holder["owner"], {})[name] = holder
+    return [_held_by(other, machines) for other, machines in found.items()]
+
+
+def _held_by(owner: str, machines: Mapping[str, Mapping[str, Any]]) -> str:
+    named = [*list(machines)[:_NAMED], *([f"{len(machines) - _NAMED} more"] if len(machines) > _NAMED else [])]
+    first = next(iter(machines.values()))
+    last = max(float(holder["expires_in_seconds"]) for holder in machines.values())
+    details = first.get("details") or {}
+    whose = f"{owner} of {details.get('user', '?')} on {details.get('controller', '?')}, since {first['since']}"
+    run_id = details.get("run_id") or owner
+    return (
+        f"{', '.join(named)}: reserved by run {whose}; that expires in {math.ceil(last / 60)} min unless renewed. "
+        f"If that run is dead, continue it with -e vmbeam_run_id='{run_id}', or take the machines from it with "
+        f"-e vmbeam_break_lock='{owner}'"
+    )
 
 
 def outcomes(names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -319,6 +319,34 @@ def test_a_process_elsewhere_counts_as_alive_unless_its_run_is_resumed():
     assert not apply("host_lock_abandoned", holder(mine, "ours"), "ours")
 
 
+def test_the_owner_of_a_lock_is_one_process_of_one_run():
+    me = {"run_id": "20261124-alice"}
+    assert apply("host_lock_owner", me, "20261124-alice") == "20261124-alice"
+    assert apply("host_lock_owner", me, "night") == "night (20261124-alice)"
+
+
+def test_machines_of_other_runs_are_told_by_run():
+    def holder(owner: str, expires: float) -> dict[str, Any]:
+        return {"owner": owner, "details": {"user": "bob"}, "since": "2026-11-24", "expires_in_seconds": expires}
+
+    hostvars: dict[str, dict[str, Any]] = {
+        f"m{number}": {"rolling_leased": {"holder": holder("theirs", number)}} for number in range(1, 13)
+    }
+    hostvars |= {
+        "ours": {"rolling_leased": {"holder": holder("me", 9)}, "rolling_taken": {"skipped": True}},
+        "taken": {"rolling_leased": {"holder": holder("dead", 9)}, "rolling_taken": {"holder": holder("me", 9)}},
+        "lost": {"rolling_leased": {"holder": holder("dead", 9)}, "rolling_taken": {"holder": holder("quick", 61)}},
+        "silent": {"rolling_leased": {"unreachable": True}},
+        "broken": {},
+    }
+    theirs, quick = apply("rolling_held", list(hostvars), hostvars, "me")
+    assert theirs.startswith("m1, m2, ")
+    assert "m10, 2 more: reserved by run theirs of bob" in theirs
+    assert "in 1 min" in theirs
+    assert quick.startswith("lost: reserved by run quick")
+    assert "in 2 min" in quick
+
+
 def test_a_lock_is_broken_only_by_its_owners_name():
     mine = holder(_controller.identity()["process"])
     assert apply("host_lock_abandoned", mine, "ours", "them")

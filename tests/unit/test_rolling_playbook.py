@@ -67,6 +67,20 @@ class Fleet:
         print(done.stdout, done.stderr)
         return done
 
+    def lock(self, machine: str, lock: Lock) -> None:
+        """Give a machine to another run."""
+        HostLock(f"{self.folder}/{machine}.lock/lock.json").write(lock)
+
+    def locks(self) -> dict[str, str | None]:
+        """Who has which machine, None if that cannot be read."""
+        owners = {}
+        for path in sorted(self.folder.glob("*.lock/lock.json")):
+            try:
+                owners[path.parent.name.removesuffix(".lock")] = json.loads(path.read_text())["owner"]
+            except ValueError:
+                owners[path.parent.name.removesuffix(".lock")] = None
+        return owners
+
     def report(self) -> dict[str, Any]:
         return json.loads(self.report_file.read_text())
 
@@ -123,9 +137,7 @@ def test_a_machine_that_cannot_be_begun_does_not_end_a_run_within_its_budget(fle
         m4={"vmbeam_labels": {"rack": "r1"}},
         m5={"vmbeam_labels": {"rack": "r1"}},
     )
-    lock = HostLock(str(machines.folder / "m4.lock" / "lock.json"))
-    with lock.exclusive():
-        lock.write(Lock("another run", {"controller": "elsewhere"}, lock.clock.now(), lock.clock.now() + 600))
+    (machines.folder / "m4.lock" / "lock.json").write_text("{")
 
     done = machines.run(vmbeam_select="rack=r1", vmbeam_failure_budget="50%")
 
@@ -134,10 +146,41 @@ def test_a_machine_that_cannot_be_begun_does_not_end_a_run_within_its_budget(fle
     assert machines.begun == ["m5"]
     reasons = {machine["machine"]: machine["reason"] for machine in machines.report()["machines"]}
     assert "freeze" in reasons["m2"]
-    assert "reserved by run another run" in reasons["m4"]
-    assert "elsewhere" in reasons["m4"]
-    with lock.exclusive():
-        assert lock.holder().owner == "another run"
+    assert "is not a lock of this collection" in reasons["m4"]
+    assert machines.locks() == {"m4": None}
+
+
+def test_a_run_is_not_begun_if_another_one_has_one_of_its_machines(fleet):
+    machines = fleet(m1={}, m2={}, m3={})
+    machines.lock("m2", Lock("another run", {"controller": "elsewhere", "run_id": "night"}, 0.0, 1e12))
+    machines.lock("m3", Lock("long over", {}, 0.0, 1.0))
+    before = {"before_run": ["touch", str(machines.folder / "hooked")]}
+
+    done = machines.run(vmbeam_failure_budget="100%", vmbeam_hooks=before)
+
+    assert done.returncode != 0
+    assert machines.begun == []
+    assert not (machines.folder / "hooked").exists()
+    words = " ".join(done.stdout.split())
+    assert "m2: reserved by run another run of ? on elsewhere, since" in words
+    assert "vmbeam_run_id='night'" in words
+    assert "vmbeam_break_lock='another run'" in words
+    # What the run had taken already is free again.
+    assert machines.locks() == {"m2": "another run"}
+
+    assert machines.run(vmbeam_break_lock="another run").returncode == 0
+    assert machines.results() == dict.fromkeys(["m1", "m2", "m3"], "done")
+    assert machines.locks() == {}
+
+
+def test_a_lease_is_renewed_between_batches_for_the_machines_that_are_still_to_come(fleet):
+    machines = fleet(m1={}, m2={}, m3={}, m4={})
+    (machines.folder / "m2.fresh").touch()
+    done = machines.run(vmbeam_serial=2, vmbeam_lease_ttl=1)
+    assert done.returncode == 0
+    renewed = [line for line in done.stdout.splitlines() if "(item=" in line and " -> m" in line]
+    assert len(renewed) == 2
+    assert all(name in "".join(renewed) for name in ("(item=m3)", "(item=m4)"))
 
 
 def test_what_a_machine_has_wrong_in_its_variables_is_what_it_failed_of(fleet):
@@ -159,16 +202,22 @@ def test_a_killed_run_is_continued_and_nothing_is_done_twice(fleet, tmp_path):
     for fifo in ("held", "go"):
         os.mkfifo(tmp_path / fifo)
     with (tmp_path / "killed.log").open("w") as log:
-        argv = machines.argv(fake_held="m2")
+        argv = machines.argv(fake_held="m2", vmbeam_run_id="night")
         controller = subprocess.Popen(argv, env=machines.environment, stdout=log, stderr=log, start_new_session=True)
     try:
         # Ends as soon as the machine's part of the run writes to it.
         subprocess.run(["timeout", str(TIMEOUT), "cat", str(tmp_path / "held")], check=True, capture_output=True)
+        assert machines.locks() == dict.fromkeys(["m2", "m3"], machines.locks()["m2"])
+        assert machines.locks()["m2"].startswith("night (")
+        second = machines.run(vmbeam_run_id="night")
+        assert second.returncode != 0
+        assert "m2, m3: reserved by run night" in " ".join(second.stdout.split())
     finally:
         controller.send_signal(signal.SIGKILL)
         controller.wait()
         print((tmp_path / "killed.log").read_text())
     assert machines.begun == ["m1", "m2"]
+    assert list(machines.locks()) == ["m2", "m3"]
 
     done = machines.run()
 
@@ -187,6 +236,7 @@ def test_a_failing_hook_before_the_run_keeps_all_machines_untouched(fleet):
     assert done.returncode != 0
     assert "not today" in done.stdout
     assert machines.begun == []
+    assert machines.locks() == {}
 
 
 @pytest.mark.parametrize(
