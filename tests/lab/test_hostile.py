@@ -180,7 +180,7 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
     free = free_memory_mb(hostile)
     set_up(hostile, seed=1)
     assert_no_forced_commit(hostile, "c", "b")
-    for match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=120).values():
+    for match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=600).values():
         assert int(match[1]) > 50
         assert match[2] == "0"
     disturb(hostile)
@@ -199,7 +199,7 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
 def test_a_host_vm_dies_in_the_middle(hostile, first):
     free = free_memory_mb(hostile)
     set_up(hostile, seed=2)
-    await_lines(hostile, r"HOSTILE CHECKED", *PAIR, timeout=120)
+    await_lines(hostile, r"HOSTILE CHECKED", *PAIR, timeout=600)
     bind(hostile, "a", "b", memory_mb=16, count=20)
     (other,) = set(PAIR) - {first}
     destroy(hostile, first)
