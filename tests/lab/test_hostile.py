@@ -123,7 +123,7 @@ def bind(lab, source: str, destination: str, **options: object) -> None:
 
 
 def set_up(lab, **options: int) -> None:
-    """Two host VMs that misuse their sessions, and a third one whose sessions they must not touch."""
+    """Two host VMs that will misuse their sessions, and a third one whose sessions they must not touch."""
     start(lab, "hostile-a", role=1, seconds=SECONDS, **options)
     start(lab, "hostile-b", role=2, seconds=SECONDS, **options)
     start(lab, "hostile-c", role=0)
@@ -132,13 +132,17 @@ def set_up(lab, **options: int) -> None:
     bind(lab, "a", "b", memory_mb=2, count=2)
     bind(lab, "a", "b", memory_mb=4, count=3)
     bind(lab, "b", "a", memory_mb=4)
+
+
+def begin(lab) -> None:
+    """Give them the channel, for which they wait before they do anything."""
     bind(lab, "a", "b", purpose="channel")
 
 
 def assert_no_forced_commit(lab, source: str, destination: str) -> None:
     """Host dom0 cannot hand a guest over before its source has begun to."""
     pair = {"source": f"hostile-{source}", "destination": f"hostile-{destination}"}
-    [session, *_rest] = lab.module("vmbeam.xen.zero_copy_session", **pair)["sessions"]
+    [session, *_rest] = lab.module("vmbeam.xen.zero_copy_session", **pair, memory_mb=3)["sessions"]
     script = FORCE_COMMIT.format(session=session["session"], eilseq=errno.EILSEQ)
     lab.host("python3", "-c", shlex.quote(script))
 
@@ -180,6 +184,7 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
     free = free_memory_mb(hostile)
     set_up(hostile, seed=1)
     assert_no_forced_commit(hostile, "c", "b")
+    begin(hostile)
     for match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=600).values():
         assert int(match[1]) > 50
         assert match[2] == "0"
@@ -199,6 +204,7 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
 def test_a_host_vm_dies_in_the_middle(hostile, first):
     free = free_memory_mb(hostile)
     set_up(hostile, seed=2)
+    begin(hostile)
     await_lines(hostile, r"HOSTILE CHECKED", *PAIR, timeout=600)
     bind(hostile, "a", "b", memory_mb=16, count=20)
     (other,) = set(PAIR) - {first}
@@ -214,7 +220,8 @@ def test_an_empty_pool_for_page_tables_does_no_harm(hostile):
     """10: two host VMs use up what they have for page tables; what must be split then fails, or is copied."""
     free = free_memory_mb(hostile)
     set_up(hostile, empty=1)
-    for name, end in await_lines(hostile, r"HOSTILE DONE checks=(\d+) failures=(\d+)", *PAIR, timeout=180).items():
+    begin(hostile)
+    for name, end in await_lines(hostile, r"HOSTILE DONE checks=(\d+) failures=(\d+)", *PAIR, timeout=600).items():
         assert int(end[1]) > 10
         assert end[2] == "0", log_of(hostile, name)
     # With assertions, the hypervisor says once that there is no more.
