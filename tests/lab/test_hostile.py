@@ -170,9 +170,12 @@ def destroy(lab, *names: str) -> None:
 
 
 def assert_untouched(lab, free_before: int) -> None:
-    """Nothing is left of the host VMs, neither domains nor memory."""
+    """Nothing is left of the host VMs, neither domains nor memory.
+
+    But for a MiB that is not whole any more: Xen's own pools grow by some pages as they are used.
+    """
     wait.until(
-        lambda: not lab.domains() and free_memory_mb(lab) == free_before,
+        lambda: not lab.domains() and abs(free_memory_mb(lab) - free_before) <= 1,
         timeout=60,
         failure=lambda: AssertionError(
             f"{free_before} MiB were free before, now {free_memory_mb(lab)}; domains: {lab.domains()}"
