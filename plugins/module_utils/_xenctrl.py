@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import XenUnavailable
 
@@ -27,17 +28,44 @@ def library(version: Path = VERSION) -> Any:
     return ctypes.CDLL(f"libxenctrl.so.{major}.{minor}", use_errno=True)
 
 
-class CpuTimes:
-    """The CPU time of domains, to the nanosecond: an idle guest needs minutes for the tenths of seconds of xl."""
+class Interface:
+    """An open handle of libxenctrl; raises XenUnavailable. To be closed, or used by `with`."""
 
-    def __init__(self, loaded: Any, handle: int) -> None:
+    def __init__(self, loaded: Any) -> None:
+        loaded.xc_interface_open.restype = ctypes.c_void_p
+        handle = loaded.xc_interface_open(None, None, 0)
+        if not handle:
+            raise XenUnavailable(
+                f"Cannot talk to the hypervisor: {os.strerror(ctypes.get_errno())}. Run this as root of a dom0."
+            )
         self._library = loaded
         self._handle = ctypes.c_void_p(handle)
+
+    def invoke(self, name: str, *arguments: Any) -> Any:
+        """Calls a function that takes a handle first; what it returns. ctypes.get_errno() has the errno it has set."""
+        return getattr(self._library, name)(self._handle, *arguments)
+
+    def close(self) -> None:
+        self._library.xc_interface_close(self._handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+class CpuTimes(Interface):
+    """The CPU time of domains, to the nanosecond: an idle guest needs minutes for the tenths of seconds of xl."""
+
+    def __init__(self, loaded: Any) -> None:
+        loaded.xc_domain_get_cpu_usage.restype = ctypes.c_longlong
+        super().__init__(loaded)
 
     def seconds(self, domid: int, vcpus: int) -> float | None:
         """What the first `vcpus` virtual CPUs of a domain have used; None if that cannot be learnt."""
         used = [
-            self._library.xc_domain_get_cpu_usage(self._handle, ctypes.c_uint32(domid), ctypes.c_int(number))
+            self.invoke("xc_domain_get_cpu_usage", ctypes.c_uint32(domid), ctypes.c_int(number))
             for number in range(vcpus)
         ]
         return None if not used or min(used) < 0 else sum(used) / 1e9
@@ -47,16 +75,9 @@ class CpuTimes:
 def cpu_times() -> Iterator[CpuTimes | None]:
     """Opens the way to CPU times; None if there is none."""
     try:
-        loaded = library()
-        loaded.xc_interface_open.restype = ctypes.c_void_p
-        loaded.xc_domain_get_cpu_usage.restype = ctypes.c_longlong
-        handle = loaded.xc_interface_open(None, None, 0)
+        opened = CpuTimes(library())
     except (OSError, AttributeError, XenUnavailable):
-        handle = None
-    if not handle:
         yield None
         return
-    try:
-        yield CpuTimes(loaded, handle)
-    finally:
-        loaded.xc_interface_close(ctypes.c_void_p(handle))
+    with opened:
+        yield opened

@@ -16,14 +16,13 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 from ansible_collections.vmbeam.xen.plugins.module_utils import _xenctrl
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     Conflict,
     NotFound,
     VmbeamError,
-    XenUnavailable,
 )
 
 STATES = ("none", "open", "committing", "committed", "undoing", "aborted")
@@ -151,31 +150,15 @@ _UNSUPPORTED = (
 )
 
 
-class _Control:
-    """An open handle of libxenctrl; errors of its calls become ours."""
+class _Control(_xenctrl.Interface):
+    """An open handle of a libxenctrl that knows sessions; errors of its calls become ours."""
 
     def __init__(self, library: Any = None) -> None:
-        self._library = library or _load()
-        self._library.xc_interface_open.restype = ctypes.c_void_p
-        self._handle = self._library.xc_interface_open(None, None, 0)
-        if not self._handle:
-            raise XenUnavailable(
-                f"Cannot talk to the hypervisor: {os.strerror(ctypes.get_errno())}. Run this as root of a dom0."
-            )
-
-    def close(self) -> None:
-        self._library.xc_interface_close(ctypes.c_void_p(self._handle))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
+        super().__init__(library or _load())
 
     def call(self, name: str, *arguments: Any) -> None:
         """Calls xc_zerocopy_NAME; raises OSError with the errno it has set."""
-        function = getattr(self._library, f"xc_zerocopy_{name}")
-        if function(ctypes.c_void_p(self._handle), *arguments) != 0:
+        if self.invoke(f"xc_zerocopy_{name}", *arguments) != 0:
             number = ctypes.get_errno()
             if number == errno.ENOSYS:
                 raise Unsupported(_UNSUPPORTED)
