@@ -164,6 +164,20 @@ class _Control(_xenctrl.Interface):
                 raise Unsupported(_UNSUPPORTED)
             raise OSError(number, os.strerror(number))
 
+    def ask(self, name: str, *arguments: Any) -> None:
+        """Calls xc_zerocopy_NAME, one that names no domain but DOMID_INVALID; as call().
+
+        A hypervisor without our patches does not know that there is none to look for, and says that it does not run;
+        ours has no such answer to a question. Ours says EOPNOTSUPP where it was built without what sessions need, or
+        runs on bare hardware and not in a host VM.
+        """
+        try:
+            self.call(name, *arguments)
+        except OSError as exc:
+            if exc.errno in (errno.ESRCH, errno.EOPNOTSUPP):
+                raise Unsupported(_UNSUPPORTED) from exc
+            raise
+
     def each(self, query: Callable[[int], Session]) -> Iterator[Session]:
         """All sessions, by a query for the next one after a number."""
         number = 0
@@ -194,7 +208,7 @@ class HostSessions(_Control):
     def query(self, session: int, flags: int = 0) -> Session:
         """One session; raises OSError ENOENT."""
         source, destination, info = ctypes.c_uint32(), ctypes.c_uint32(), _Info()
-        self.call(
+        self.ask(
             "query",
             ctypes.c_uint32(session),
             ctypes.c_uint32(flags),
@@ -269,7 +283,7 @@ class GuestSessions(_Control):
     def query(self, session: int, flags: int = 0) -> Session:
         """One session; raises OSError ENOENT."""
         owner, info = ctypes.c_uint32(), _Info()
-        self.call("guest_query", ctypes.c_uint32(session), ctypes.c_uint32(flags), *map(ctypes.byref, (owner, info)))
+        self.ask("guest_query", ctypes.c_uint32(session), ctypes.c_uint32(flags), *map(ctypes.byref, (owner, info)))
         return replace(_session(info), owner=None if owner.value == _DOMID_INVALID else owner.value)
 
     def all(self) -> list[Session]:
@@ -315,9 +329,4 @@ class GuestSessions(_Control):
 def require_capable() -> None:
     """Raises Unsupported unless this host VM's hypervisor and tools, and the hypervisor below, know zero-copy."""
     with GuestSessions() as sessions:
-        try:
-            sessions.call("guest_capable", None)
-        except OSError as exc:
-            if exc.errno == errno.EOPNOTSUPP:
-                raise Unsupported(_UNSUPPORTED) from exc
-            raise
+        sessions.ask("guest_capable", None)

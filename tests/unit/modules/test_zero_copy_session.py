@@ -242,6 +242,47 @@ def test_info_of_a_host_vm_tells_the_owner(run, library):
     assert [(entry["owner"], entry["source_name"]) for entry in result["sessions"]] == [(7, None)]
 
 
+@pytest.fixture
+def stock(library):
+    """The answers of a hypervisor without our patches to patched tools: which domain is looked at before what to do."""
+    for call in ("query", "guest_query", "guest_capable"):
+        library.errors[call] = errno.ESRCH
+    library.errors["bind"] = errno.ENOSYS
+    return library
+
+
+@pytest.mark.parametrize("state", ["bound", "absent"])
+def test_a_hypervisor_without_the_patches_is_recognised(run, stock, pair, state):
+    result = run("zero_copy_session", source="m1-a", destination="m1-b", state=state)
+    assert result.failed
+    assert "no zero-copy migration. Install the patched packages" in result["msg"]
+
+
+def test_info_of_a_hypervisor_without_the_patches_is_no_failure(run, stock):
+    result = run("zero_copy_info")
+    assert (result["capable"], result["sessions"]) == (False, [])
+
+
+@pytest.mark.parametrize("error", [errno.ESRCH, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_guests_cannot_move_without_copies_where_a_hypervisor_has_no_patches(library, error):
+    """That of this host VM itself, and as it tells of the one below."""
+    library.errors["guest_capable"] = error
+    with pytest.raises(_zerocopy.Unsupported):
+        _zerocopy.require_capable()
+
+
+def test_a_refusal_is_not_taken_for_a_lack_of_patches(library):
+    library.errors["guest_capable"] = errno.EPERM
+    with pytest.raises(PermissionError):
+        _zerocopy.require_capable()
+
+
+def test_a_host_vm_that_has_gone_is_not_taken_for_a_lack_of_patches(run, library, pair):
+    library.errors["bind"] = errno.ESRCH
+    result = run("zero_copy_session", source="m1-a", destination="m1-b")
+    assert result["msg"] == "One of the two host VMs does not run."
+
+
 def test_info_without_patched_tools_is_no_failure(run, monkeypatch):
     def load():
         raise _zerocopy.Unsupported("none")
