@@ -18,24 +18,28 @@ DEAD_STATES = ("suspended", "shutdown", "crashed")
 NOBODY: dict[str, Any] = {"guests": []}
 
 
-def repairs(plan: dict[str, Any], observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def repairs(
+    plan: dict[str, Any], observed: dict[str, Any], settings: dict[str, Any], restarted: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return what to repair on a machine with one host VM. A machine with two is one to resume.
 
     - host_vm: the name of the host VM
     - unpause: guests that a cut run left paused, of which there is no other copy
     - decide: in words, what only a person can decide
     - close_run: whether the record says that a run is under way, and nothing is left to decide
-    - done: whether any of this is to be done without a person
+    - done: whether any of this is to be done without a person, or `restarted` was
     - summary: in words, how the machine is after that
 
-    settings["confirm_gone"] names guests that are known to have been stopped.
+    settings["confirm_gone"] names guests that are known to have been stopped. `restarted` is what _restart.restart()
+    had done before the machine was observed.
     """
     source = slot_view(plan["source"]["slot"], observed, settings)
     run = (observed.get("state") or {}).get("run") or {}
     result: dict[str, Any] = {"host_vm": source["name"], "unpause": [], "decide": [], "close_run": False}
     _find(result, source, run, settings)
-    result["done"] = bool(result["unpause"] or result["close_run"])
-    result["summary"] = _summary(result)
+    before = restarted or {"steps": []}
+    result["done"] = bool(before["steps"] or result["unpause"] or result["close_run"])
+    result["summary"] = _summary(result, before)
     return result
 
 
@@ -67,12 +71,26 @@ def _find(result: dict[str, Any], source: dict[str, Any], run: dict[str, Any], s
     result["close_run"] = bool(run) and not result["decide"]
 
 
-def _summary(found: dict[str, Any]) -> str:
+def _summary(found: dict[str, Any], restarted: dict[str, Any]) -> str:
     if found["decide"]:
         return "needs a person: " + "; ".join(found["decide"])
-    unpaused = f"{len(found['unpause'])} guest(s) set going, " if found["unpause"] else ""
-    closed = "the record of the run that was cut is closed" if found["close_run"] else "nothing else to repair"
-    return f"one host VM, {found['host_vm']}, with each guest once; {unpaused}{closed}"
+    done = _restart_in_words(restarted) if restarted["steps"] else []
+    if found["unpause"]:
+        done.append(f"{len(found['unpause'])} guest(s) set going")
+    closed = found["close_run"] or (restarted["steps"] and restarted["close_run"])
+    done.append("the record of the run that was cut is closed" if closed else "nothing else to repair")
+    return f"one host VM, {found['host_vm']}, with each guest once; {', '.join(done)}"
+
+
+def _restart_in_words(restarted: dict[str, Any]) -> list[str]:
+    put = len(restarted["disks"]) + len(restarted["configurations"])
+    told = {
+        f"{restarted['host_vm']} started": restarted["start"],
+        f"{len(restarted['guests'])} guest(s) started": restarted["guests"],
+        f"{put} disk(s) and configuration(s) put back": put,
+        f"{len(restarted['leftovers'])} lost disk(s) moved aside": restarted["leftovers"],
+    }
+    return [words for words, was_done in told.items() if was_done]
 
 
 def close_run(state: dict[str, Any], host_vm: str, now: float, limit: int) -> dict[str, Any]:

@@ -373,9 +373,9 @@ def observed(guests: list[tuple[str, str]], run: dict[str, Any] | None = None, r
 RUN = {"run_id": "mine", "source": "m1-a", "destination": "m1-b", "guests": ["web1"]}
 
 
-def repairs(seen: dict[str, Any], **settings: Any) -> dict[str, Any]:
+def repairs(seen: dict[str, Any], restarted: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     slot = next(slot for slot in "ab" if slot in seen["guest_dom0s"])
-    return apply("rejuvenation_repairs", {"source": {"slot": slot}}, seen, {**SETTINGS, **settings})
+    return apply("rejuvenation_repairs", {"source": {"slot": slot}}, seen, {**SETTINGS, **settings}, restarted)
 
 
 def test_nothing_is_to_be_repaired_on_a_healthy_machine():
@@ -387,6 +387,33 @@ def test_nothing_is_to_be_repaired_on_a_healthy_machine():
         "done": False,
         "summary": "one host VM, m1-a, with each guest once; nothing else to repair",
     }
+
+
+NOT_RESTARTED = {"steps": [], "start": False, "guests": [], "disks": [], "configurations": [], "leftovers": []}
+
+
+@pytest.mark.parametrize(
+    ("restarted", "words"),
+    [
+        ({"start": True, "guests": [{}, {}]}, "m1-a started, 2 guest(s) started, nothing else to repair"),
+        ({"disks": [{}], "configurations": [{}]}, "2 disk(s) and configuration(s) put back, nothing else to repair"),
+        (
+            {"leftovers": ["m1-b"], "close_run": True},
+            "1 lost disk(s) moved aside, the record of the run that was cut is closed",
+        ),
+    ],
+)
+def test_what_was_started_again_counts_as_repaired(restarted, words):
+    done = {"host_vm": "m1-a", "close_run": False, **NOT_RESTARTED, "steps": ["as told"], **restarted}
+    found = repairs(observed([("web1", "blocked")]), done)
+    assert found["done"]
+    assert found["summary"] == f"one host VM, m1-a, with each guest once; {words}"
+
+
+def test_a_machine_on_which_nothing_had_to_be_started_again_is_as_it_was():
+    found = repairs(observed([("web1", "blocked")]), NOT_RESTARTED)
+    assert not found["done"]
+    assert found["summary"].endswith("; nothing else to repair")
 
 
 def test_a_guest_that_the_cut_run_left_paused_is_set_going():

@@ -89,6 +89,7 @@ def test_all_that_ran_is_started_again_once(m1):
 
     done = m1.repair()
     assert done.returncode == 0
+    assert "m1-a started, 2 guest(s) started, 4 disk(s) and configuration(s) put back, nothing else" in done.stdout
     assert m1.starts() == ["host_vm m1-a started", "guest app1 m1-a", "guest web1 m1-a"]
     assert m1.machines.where("m1") == {"m1-a": ["app1", "web1"]}
     after = m1.world
