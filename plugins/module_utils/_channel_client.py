@@ -20,7 +20,7 @@ from typing import NoReturn
 SOCKET = "/run/vmbeam/channel.sock"
 USAGE = """\
 usage: vmbeam-channel receive GUEST [SESSION]   have the other host VM receive a guest: xl migrate --zero-copy -s "" \
-GUEST "vmbeam-channel receive GUEST"
+GUEST "exec vmbeam-channel receive GUEST"
        vmbeam-channel list [SESSION]            the other host VM's domains
        vmbeam-channel discard [SESSION]         send standard input there, for nothing
        vmbeam-channel status                    the channels, as JSON

@@ -53,7 +53,7 @@ def test_a_guest_moves_to_and_fro(pair, channel):
         assert bound[session][:4] == [*names, "guest", "open"]
         assert way is None or bound[way][:4] == [*names, "channel", "open"]
         if channel:
-            migrate(pair, source, "-s", "", GUEST, f"vmbeam-channel receive {GUEST}")
+            migrate(pair, source, "-s", "", GUEST, f"exec vmbeam-channel receive {GUEST}")
         else:
             migrate(pair, source, GUEST, names[1])
         assert pair.running_in() == [destination]

@@ -11,10 +11,11 @@ import yaml
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 ROLE = REPOSITORY / "roles/guest_hypervisor"
+GUIDE = REPOSITORY / "docs/zero-copy-by-hand.md"
 
 
 def test_the_commands_install_what_the_role_does(tmp_path):
-    [commands] = re.findall(r"^```sh\n(.*?)^```$", (REPOSITORY / "docs/zero-copy-by-hand.md").read_text(), re.M | re.S)
+    [commands] = re.findall(r"^```sh\n(.*?)^```$", GUIDE.read_text(), re.M | re.S)
     subprocess.run(
         ["sh", "-euc", commands], cwd=REPOSITORY, env={"PATH": "/usr/bin:/bin", "root": str(tmp_path)}, check=True
     )
@@ -37,3 +38,6 @@ def test_the_commands_install_what_the_role_does(tmp_path):
         timeout=60,
     )
     assert run.stderr.startswith("usage: vmbeam-channel receive GUEST"), run.stderr
+    # Without exec the time limit of xl would end the shell only.
+    for told in (run.stderr, GUIDE.read_text()):
+        assert re.findall(r'xl migrate --zero-copy -s "" \w+ "(\w+) vmbeam-channel receive', told) == ["exec"]
