@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import WaitTimeout
 
@@ -63,3 +63,24 @@ def wait_for(probe: Callable[[], T], deadline: Deadline, what: str) -> T:
             raise WaitTimeout(f"Waited {deadline.seconds:g} s for {what}.", elapsed=round(deadline.elapsed, 3))
         deadline.clock.sleep(min(pause, left))
         pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def watch(
+    look: Callable[[], T], problem: Callable[[T], str], seen: Callable[[T], dict[str, Any]], deadline: Deadline
+) -> dict[str, Any]:
+    """Looks until there is no problem any more; returns the result of a module that does nothing else.
+
+    problem: in words, what is wrong with what was looked at, empty if nothing is. seen: what the module tells of it.
+    Raises WaitTimeout, with the problem and the same details as the result has.
+    """
+    last: list[T] = []
+
+    def well() -> bool:
+        last[:] = [look()]
+        return not problem(last[0])
+
+    try:
+        wait_for(well, deadline, "")
+    except WaitTimeout as exc:
+        raise WaitTimeout(problem(last[0]), elapsed=round(deadline.elapsed, 3), **seen(last[0])) from exc
+    return {"changed": False, "elapsed": round(deadline.elapsed, 3), **seen(last[0])}

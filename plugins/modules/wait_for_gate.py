@@ -98,9 +98,8 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import fetch_url
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks, _gate
-from ansible_collections.vmbeam.xen.plugins.module_utils._errors import WaitTimeout
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module
-from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, wait_for
+from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, watch
 
 # Bytes of an answer that are read.
 LONGEST = 1 << 20
@@ -111,20 +110,15 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     deadline = Deadline(_checks.positive("timeout", params["timeout"]))
     if params["command"] and module.check_mode:
         return {"changed": False, "elapsed": 0.0, "attempts": 0}
-    attempts, problem = 0, ""
+    attempts = 0
 
-    def holds() -> bool:
-        nonlocal attempts, problem
+    def attempt() -> str:
+        nonlocal attempts
         attempts += 1
         # The last attempt is made when the time is over.
-        problem = _try(module, max(1.0, deadline.left))
-        return not problem
+        return _try(module, max(1.0, deadline.left))
 
-    try:
-        wait_for(holds, deadline, "the gate")
-    except WaitTimeout as exc:
-        raise WaitTimeout(problem, elapsed=round(deadline.elapsed, 3), attempts=attempts) from exc
-    return {"changed": False, "elapsed": round(deadline.elapsed, 3), "attempts": attempts}
+    return watch(attempt, str, lambda _problem: {"attempts": attempts}, deadline)
 
 
 def _try(module: AnsibleModule, left: float) -> str:

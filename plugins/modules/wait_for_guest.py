@@ -67,33 +67,22 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks, _heartbeat, _xenctrl
-from ansible_collections.vmbeam.xen.plugins.module_utils._errors import WaitTimeout
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module
-from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, wait_for
+from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, watch
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
 
 
 def body(module: AnsibleModule) -> dict[str, Any]:
     name = _checks.domain_name("name", module.params["name"])
     deadline = Deadline(_checks.positive("timeout", module.params["timeout"]))
-    last = _heartbeat.Beat()
+
+    def problem(beat: _heartbeat.Beat) -> str:
+        missing = ", ".join(beat.missing())
+        return missing and f"{name} shows no sign of life after {deadline.seconds:g} s: {missing}."
+
     with _xenctrl.cpu_times() as cpu_times:
-        heartbeat = _heartbeat.Heartbeat(Xl(), name, cpu_times)
-
-        def beats() -> bool:
-            nonlocal last
-            last = heartbeat.look()
-            return not last.missing()
-
-        try:
-            wait_for(beats, deadline, name)
-        except WaitTimeout as exc:
-            raise WaitTimeout(
-                f"{name} shows no sign of life after {deadline.seconds:g} s: {', '.join(last.missing())}.",
-                elapsed=round(deadline.elapsed, 3),
-                heartbeat=last.as_dict(),
-            ) from exc
-    return {"changed": False, "elapsed": round(deadline.elapsed, 3), "heartbeat": last.as_dict()}
+        look = _heartbeat.Heartbeat(Xl(), name, cpu_times).look
+        return watch(look, problem, lambda beat: {"heartbeat": beat.as_dict()}, deadline)
 
 
 def main() -> None:

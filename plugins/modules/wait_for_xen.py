@@ -67,10 +67,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
-from ansible_collections.vmbeam.xen.plugins.module_utils._errors import WaitTimeout
 from ansible_collections.vmbeam.xen.plugins.module_utils._health import Health, examine
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module
-from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, wait_for
+from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, watch
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import QUICK, Xl
 
 
@@ -80,23 +79,16 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     units = [_checks.unit("units", name) for name in params["units"]]
     deadline = Deadline(_checks.positive("timeout", params["timeout"]))
     xl = Xl()
-    last = Health()
 
-    def healthy() -> bool:
-        nonlocal last
-        last = examine(xl, guests, units, timeout=max(1.0, min(QUICK, deadline.left)))
-        return not last.missing()
+    def look() -> Health:
+        return examine(xl, guests, units, timeout=max(1.0, min(QUICK, deadline.left)))
 
-    try:
-        wait_for(healthy, deadline, "Xen")
-    except WaitTimeout as exc:
-        said = f" xl says: {last.error}" if last.error else ""
-        raise WaitTimeout(
-            f"timeout: after {deadline.seconds:g} s still {', '.join(last.missing())}.{said}",
-            elapsed=round(deadline.elapsed, 3),
-            checks=last.as_dict(),
-        ) from exc
-    return {"changed": False, "elapsed": round(deadline.elapsed, 3), "checks": last.as_dict()}
+    def problem(health: Health) -> str:
+        missing = ", ".join(health.missing())
+        said = f" xl says: {health.error}" if health.error else ""
+        return missing and f"timeout: after {deadline.seconds:g} s still {missing}.{said}"
+
+    return watch(look, problem, lambda health: {"checks": health.as_dict()}, deadline)
 
 
 def main() -> None:
