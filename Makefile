@@ -40,6 +40,7 @@ lint: ## ansible-lint, ruff, mypy
 	ruff format --check .
 	mypy -p ansible_collections.vmbeam.xen.plugins
 	mypy extensions/eda/plugins/event_source/aging.py
+	mypy -p vmbeam_lab -p benchmarks
 	ansible-lint
 
 .PHONY: test-unit

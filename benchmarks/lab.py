@@ -88,7 +88,7 @@ class Benchmark:
     def _forward(self, address: str) -> int:
         """Return a new port of this computer that leads to port 80 of the guest with an address."""
         with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+            port: int = free.getsockname()[1]
         command = f"hostfwd_add net0 tcp:127.0.0.1:{port}-{address}:80"
         refusal = self.emulated.execute("human-monitor-command", {"command-line": command})
         if refusal:
@@ -146,7 +146,14 @@ class Benchmark:
             **({"memory_writer_mb": guest.writer_mib} if guest.writer_mib else {}),
         }
         (directory / "guests.json").write_text(json.dumps([described]))
-        made = ["--boot", build.guest_boot(), "--guests", directory / "guests.json", "--output", directory]
+        made: list[str | pathlib.Path] = [
+            "--boot",
+            build.guest_boot(),
+            "--guests",
+            directory / "guests.json",
+            "--output",
+            directory,
+        ]
         run([sys.executable, paths.LAB / "guests" / "build", "guests", *made, "--direct-scripts"], timeout=300)
         return directory
 
@@ -173,7 +180,7 @@ class Benchmark:
         before = guests.await_status(self.port, timeout=GUEST_TIMEOUT)
         after = guests.await_rounds(self.port, before, GUEST_TIMEOUT, "two rounds at the new rate")
         pages, seconds = (after["memory"][key] - before["memory"][key] for key in ("verified", "updated"))
-        return round(pages / seconds)
+        return round(float(pages / seconds))
 
     def check_memory(self) -> None:
         """Wait until each of the guest's pages was verified after its last migration; raises LabError."""
@@ -184,7 +191,7 @@ class Benchmark:
             guests.set_rate(self.port, least, GUEST_TIMEOUT)
         self._raise_trouble(before, guests.await_rounds(self.port, before, GUEST_TIMEOUT))
 
-    def _raise_trouble(self, before: dict, after: dict) -> None:
+    def _raise_trouble(self, before: dict[str, typing.Any], after: dict[str, typing.Any]) -> None:
         problem = guests.trouble(before, after)
         if problem:
             # Nothing that it does after this means anything.
@@ -201,7 +208,7 @@ class Benchmark:
         :param web: whether it has to serve as fast as it can meanwhile
         """
         source, destination = self._slot, "b" if self._slot == "a" else "a"
-        record = {"method": method, "direction": f"{source} to {destination}"}
+        record: dict[str, typing.Any] = {"method": method, "direction": f"{source} to {destination}"}
         began = math.inf
         try:
             options = self._options(self._guest, method, source, destination)
@@ -254,7 +261,9 @@ class Benchmark:
             "cpu_machine": used.machine_seconds,
         }
 
-    def _move_while_serving(self, source: str, options: dict[str, object]) -> tuple[dict, dict[str, float]]:
+    def _move_while_serving(
+        self, source: str, options: dict[str, object]
+    ) -> tuple[dict[str, typing.Any], dict[str, float]]:
         """Migrate the guest; return also its answers per second, before, during and after."""
         load = Load(self.port)
         load.start()
@@ -285,10 +294,11 @@ class Benchmark:
             options["channel"] = self._sessions(source, destination, purpose="channel")[0]
         return options
 
-    def _move(self, source: str, options: dict[str, object]) -> dict:
+    def _move(self, source: str, options: dict[str, object]) -> dict[str, typing.Any]:
         """Migrate the guest and return what the module tells of that."""
         timeout = self.limit + REPAIR_TIMEOUT
-        return ansible.module(self.hosts[source], "vmbeam.xen.guest_migrate", options, timeout=timeout)["migration"]
+        told = ansible.module(self.hosts[source], "vmbeam.xen.guest_migrate", options, timeout=timeout)
+        return typing.cast(dict[str, typing.Any], told["migration"])
 
     def _sessions(self, source: str, destination: str, **more: object) -> list[int]:
         """Return the numbers of sessions that let one host VM pass guests' memory to the other, or of a channel."""
@@ -337,7 +347,7 @@ class Benchmark:
         yield {"way": "memcpy", "mib_per_s": self._run("memcpy")}
 
     @contextlib.contextmanager
-    def _program(self, slot: str, *arguments: str) -> typing.Iterator[subprocess.Popen]:
+    def _program(self, slot: str, *arguments: str) -> typing.Iterator[subprocess.Popen[str]]:
         """Run throughput.py in a guest dom0; it is ended afterwards, if it does not end by itself."""
         # Both ends bound it: this one in case that ssh hangs.
         argv = ["timeout", str(2 * PROGRAM_TIMEOUT), *guest_dom0_ssh(self.machine, slot, self.emulated.key)]
@@ -362,10 +372,13 @@ def plain(text: str) -> str:
     return text[-1000:]
 
 
-def worst(found: list[dict], keys: typing.Iterable[str]) -> dict[str, float | None]:
+def worst(found: list[dict[str, typing.Any]], keys: typing.Iterable[str]) -> dict[str, float | None]:
     """Return the greatest value of each key; None if one is not known."""
     values = {key: [entry.get(key) for entry in found] for key in keys}
-    return {key: None if None in several else max(several) for key, several in values.items()}
+    return {
+        key: None if None in several else max(value for value in several if value is not None)
+        for key, several in values.items()
+    }
 
 
 def _disks(guest: Guest) -> list[str]:

@@ -69,20 +69,20 @@ def table(head: typing.Sequence[str], rows: typing.Iterable[typing.Sequence[str]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def verdicts_text(verdicts: list[dict]) -> str:
+def verdicts_text(verdicts: list[dict[str, typing.Any]]) -> str:
     """Return the figures to meet as a table."""
 
-    def bound(verdict: dict, key: str) -> str:
+    def bound(verdict: dict[str, typing.Any], key: str) -> str:
         if verdict[key] is None:
             return "-"
         return f"at {'least' if verdict['at_least'] else 'most'} {verdict[key]:g}{verdict['unit']}"
 
-    def value(verdict: dict) -> str:
+    def value(verdict: dict[str, typing.Any]) -> str:
         if verdict["value"] is None:
             return _NONE
         return f"{_relation(verdict['relation'])}{_number(verdict['value'])}{verdict['unit']}"
 
-    def answer(verdict: dict) -> str:
+    def answer(verdict: dict[str, typing.Any]) -> str:
         if verdict["value"] is None:
             return _NONE
         word = {True: "**met**", False: "**not met**", None: "cannot be told"}[verdict["met"]]
@@ -102,7 +102,7 @@ def verdicts_text(verdicts: list[dict]) -> str:
     return table(["Figure", "Measured", "Bound", "Aim", "Verdict", "From"], rows)
 
 
-def results_text(found: dict[str, dict[str, dict]]) -> str:
+def results_text(found: dict[str, dict[str, dict[str, typing.Any]]]) -> str:
     """Return the times by size and method as a table."""
     head = ["Guest", "Method", "Time (s)", f"to {BASELINE}", "Downtime (s)", f"to {BASELINE}", "Longest tick gap (s)"]
     rows = []
@@ -125,10 +125,10 @@ def results_text(found: dict[str, dict[str, dict]]) -> str:
 
 def _told(found: dict[str, typing.Any] | None, metric: str) -> bool:
     # That a migration failed is told where times are.
-    return bool(found) and (found["n"] > 0 or metric.endswith("seconds"))
+    return found is not None and (found["n"] > 0 or metric.endswith("seconds"))
 
 
-def _part_text(part: dict, by: str) -> str:
+def _part_text(part: dict[str, typing.Any], by: str) -> str:
     # Nobody knows how many pages stock migration copies, for example: no column for what is never known.
     told = [row["methods"] for row in part["rows"]]
     methods = [method for method in METHODS if any(_told(row.get(method), part["metric"]) for row in told)]
@@ -143,13 +143,13 @@ def _part_text(part: dict, by: str) -> str:
     return f"{title}\n\n{table([about, *methods, *([f'{BASELINE} / {ZERO_COPY}'] if ratios else [])], rows)}"
 
 
-def _throughput_text(figure: dict) -> str:
+def _throughput_text(figure: dict[str, typing.Any]) -> str:
     rows = [[way, _cell(found)] for way, found in figure["ways"].items()]
     rows += [[name, _times(found)] for name, found in figure["ratios"].items()]
     return table(["Way", figure["unit"]], rows)
 
 
-def figures_text(figures: dict[str, dict]) -> str:
+def figures_text(figures: dict[str, dict[str, typing.Any]]) -> str:
     """Return the figures, a section and a table each."""
     sections = []
     for key, figure in figures.items():

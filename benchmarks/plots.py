@@ -16,7 +16,7 @@ _X = {"size_mib": "memory of the guest (MiB)", "rate": "pages rewritten per seco
 _COLOURS = {method: f"C{number}" for number, method in enumerate(METHODS)}
 
 
-def draw(figures: dict[str, dict], directory: pathlib.Path) -> list[pathlib.Path]:
+def draw(figures: dict[str, dict[str, typing.Any]], directory: pathlib.Path) -> list[pathlib.Path]:
     """Draw each figure that has something to show into a file of `directory`; return the files."""
     directory.mkdir(exist_ok=True)
     for old in directory.glob("*.svg"):
@@ -32,7 +32,7 @@ def draw(figures: dict[str, dict], directory: pathlib.Path) -> list[pathlib.Path
     return drawn
 
 
-def _canvas(key: str, figure: dict) -> matplotlib.figure.Figure | None:
+def _canvas(key: str, figure: dict[str, typing.Any]) -> matplotlib.figure.Figure | None:
     if key == "fig6":
         if not figure["ways"]:
             return None
@@ -72,16 +72,16 @@ def _new(count: int) -> tuple[matplotlib.figure.Figure, typing.Any]:
     return canvas, every[:count]
 
 
-def _known(part: dict, rows: int) -> bool:
+def _known(part: dict[str, typing.Any], rows: int) -> bool:
     """Return whether something is known of so many rows."""
     return sum(any(_drawable(found) for found in row["methods"].values()) for row in part["rows"]) >= rows
 
 
-def _drawable(found: dict | None) -> bool:
-    return bool(found) and found["median"] is not None
+def _drawable(found: dict[str, typing.Any] | None) -> bool:
+    return found is not None and found["median"] is not None
 
 
-def _lines(axes: typing.Any, part: dict, by: str) -> None:
+def _lines(axes: typing.Any, part: dict[str, typing.Any], by: str) -> None:
     x = "achieved_rate" if by == "rate" else by
     for method in METHODS:
         rows = [row for row in part["rows"] if _drawable(row["methods"].get(method))]
@@ -106,7 +106,7 @@ def _lines(axes: typing.Any, part: dict, by: str) -> None:
     axes.legend()
 
 
-def _bars(axes: typing.Any, groups: dict[str, dict[str, dict]], unit: str) -> None:
+def _bars(axes: typing.Any, groups: dict[str, dict[str, dict[str, typing.Any]]], unit: str) -> None:
     """Draw groups of bars: group -> bar -> summary."""
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     width = 0.8 / len(names)
@@ -124,7 +124,7 @@ def _bars(axes: typing.Any, groups: dict[str, dict[str, dict]], unit: str) -> No
         axes.legend()
 
 
-def _middle_and_spread(found: list[dict]) -> tuple[list[float], list[list[float]]]:
+def _middle_and_spread(found: list[dict[str, typing.Any]]) -> tuple[list[float], list[list[float]]]:
     middle = [entry["median"] for entry in found]
     return middle, [
         [entry["median"] - entry["min"] for entry in found],

@@ -123,7 +123,7 @@ FIGURES = {
 METRICS = ("seconds", "downtime_seconds", "longest_gap_seconds", "bytes")
 
 
-def summary(entries: typing.Iterable[dict], metric: str = "seconds") -> dict[str, typing.Any] | None:
+def summary(entries: typing.Iterable[dict[str, typing.Any]], metric: str = "seconds") -> dict[str, typing.Any] | None:
     """Sum up one metric of the records of one method in one cell; None if there is no record.
 
     `n` values are known; `median`, `min`, `max` are None if none is. `over_time` migrations were broken off at the
@@ -150,7 +150,7 @@ def summary(entries: typing.Iterable[dict], metric: str = "seconds") -> dict[str
     }
 
 
-def ratio(one: dict | None, other: dict | None) -> dict[str, typing.Any] | None:
+def ratio(one: dict[str, typing.Any] | None, other: dict[str, typing.Any] | None) -> dict[str, typing.Any] | None:
     """Return the ratio of two medians: `value`, and `relation`, "=", ">=" or "<=", of the true one to it.
 
     None if it cannot be told.
@@ -163,21 +163,21 @@ def ratio(one: dict | None, other: dict | None) -> dict[str, typing.Any] | None:
     return {"value": round(one["median"] / other["median"], 3), "relation": relation}
 
 
-def of(records: typing.Iterable[dict], **wanted: object) -> list[dict]:
+def of(records: typing.Iterable[dict[str, typing.Any]], **wanted: object) -> list[dict[str, typing.Any]]:
     """Return the records that have these values."""
     return [entry for entry in records if all(entry.get(key) == value for key, value in wanted.items())]
 
 
-def _values(records: list[dict], by: str) -> list:
+def _values(records: list[dict[str, typing.Any]], by: str) -> list[typing.Any]:
     return sorted({entry[by] for entry in records})
 
 
-def summarize(records: list[dict]) -> dict[str, dict[str, dict]]:
+def summarize(records: list[dict[str, typing.Any]]) -> dict[str, dict[str, dict[str, typing.Any]]]:
     """Return size (MiB, as text) -> method -> METRICS and the ratio of each method's time and downtime to BASELINE's.
 
     :param records: by_size
     """
-    found: dict[str, dict[str, dict]] = {}
+    found: dict[str, dict[str, dict[str, typing.Any]]] = {}
     for size in _values(records, "size_mib"):
         cells = {method: of(records, size_mib=size, method=method) for method in METHODS}
         found[str(size)] = methods = {
@@ -193,12 +193,12 @@ def summarize(records: list[dict]) -> dict[str, dict[str, dict]]:
     return found
 
 
-def figures(records: Records) -> dict[str, dict]:
+def figures(records: Records) -> dict[str, dict[str, typing.Any]]:
     """Return what was measured by the paper's figures: key -> title, by and parts with title, unit and rows.
 
     A row has what it is about, the summary of each method, and `ratio`, the baseline's median by zero-copy's.
     """
-    result: dict[str, dict] = {"fig6": throughput(records.get("throughput", []))}
+    result: dict[str, dict[str, typing.Any]] = {"fig6": throughput(records.get("throughput", []))}
     for key, figure in FIGURES.items():
         of_kind = records.get(figure.kind, [])
         parts = [
@@ -209,7 +209,7 @@ def figures(records: Records) -> dict[str, dict]:
     return result
 
 
-def _rows(records: list[dict], by: str, part: Part) -> list[dict]:
+def _rows(records: list[dict[str, typing.Any]], by: str, part: Part) -> list[dict[str, typing.Any]]:
     rows = []
     for value in _values(records, by):
         of_value = of(records, **{by: value})
@@ -223,7 +223,7 @@ def _rows(records: list[dict], by: str, part: Part) -> list[dict]:
     return rows
 
 
-def throughput(records: list[dict]) -> dict[str, typing.Any]:
+def throughput(records: list[dict[str, typing.Any]]) -> dict[str, typing.Any]:
     """Return figure 6: the summary of each way, and the channel's ratios to the others."""
     ways = {way: summary(of(records, way=way), "mib_per_s") for way in ("network", "channel", "memcpy")}
     return {

@@ -141,30 +141,29 @@ TOGETHER_SIZE_MIB = 256
 def cells(wishes: Wishes, baseline: str) -> list[Cell]:
     """Return the cells of a run, in their order."""
 
-    def counts(methods: typing.Iterable[str], stock_rounds: int) -> dict[str, dict[str, int]]:
+    def counts(methods: typing.Iterable[str], stock_rounds: int) -> tuple[dict[str, int], dict[str, int]]:
         chosen = [method for method in methods if method in wishes.methods]
-        return {
-            "wanted": {method: wishes.rounds if method == ZERO_COPY else stock_rounds for method in chosen},
-            "least": {method: wishes.rounds if method == ZERO_COPY else 1 for method in chosen},
-        }
+        wanted = {method: wishes.rounds if method == ZERO_COPY else stock_rounds for method in chosen}
+        least = {method: wishes.rounds if method == ZERO_COPY else 1 for method in chosen}
+        return wanted, least
 
     pair = (baseline, ZERO_COPY)
     found = []
     for size in wishes.sizes_mib:
         methods = wishes.methods if size in wishes.copy_sizes_mib else pair
-        found.append(Cell("by_size", f"{size} MiB", size, **counts(methods, wishes.stock_rounds)))
+        found.append(Cell("by_size", f"{size} MiB", size, *counts(methods, wishes.stock_rounds)))
     for rate in wishes.rates:
         label, size = f"{rate} pages/s", wishes.rate_size_mib
-        found.append(Cell("by_rate", label, size, **counts(pair, 1), rate=rate, seconds_around=60.0))
+        found.append(Cell("by_rate", label, size, *counts(pair, 1), rate=rate, seconds_around=60.0))
     if wishes.web:
-        found.append(Cell("web", "web service", wishes.rate_size_mib, **counts(pair, 1), rate=0, seconds_around=60.0))
+        found.append(Cell("web", "web service", wishes.rate_size_mib, *counts(pair, 1), rate=0, seconds_around=60.0))
     if ZERO_COPY in wishes.methods:
         twice = {ZERO_COPY: 2}  # once each way
         for vcpus in wishes.vcpus:
             for kind in ("pvh", "hvm"):
                 label = f"{kind}, {vcpus} vCPUs"
-                about = {"vcpus": vcpus, "type": kind, "seconds_around": 240.0}
-                found.append(Cell("others", label, VCPUS_SIZE_MIB, twice, twice, **about))
+                cell = Cell("others", label, VCPUS_SIZE_MIB, twice, twice, vcpus=vcpus, type=kind, seconds_around=240.0)
+                found.append(cell)
         if wishes.together:
             once = {ZERO_COPY: 1}
             size = TOGETHER_SIZE_MIB

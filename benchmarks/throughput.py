@@ -4,16 +4,18 @@ Runs in a guest dom0, as a program on standard input: throughput.py channel SESS
 sink PORT | memcpy. Prints MiB per second (sink: nothing).
 """
 
+import functools
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 MIB = 1 << 20
 SECONDS = 10.0
 
 
-def measure(send):
+def measure(send: Callable[[], object]) -> tuple[float, int]:
     """Call send(), which moves a MiB, for some seconds; return when that began, and how often."""
     count, start = 0, time.monotonic()
     while time.monotonic() - start < SECONDS:
@@ -22,19 +24,20 @@ def measure(send):
     return start, count
 
 
-def channel(session):
+def channel(session: str) -> float:
     block = bytes(MIB)
     with subprocess.Popen(["vmbeam-channel", "discard", session], stdin=subprocess.PIPE) as sender:
+        assert sender.stdin is not None  # noqa: S101 - for the type checker
         for _ in range(2):  # until everything is running, and buffers are full
             sender.stdin.write(block)
-        start, count = measure(lambda: sender.stdin.write(block))
+        start, count = measure(functools.partial(sender.stdin.write, block))
         sender.stdin.close()
         if sender.wait():
             sys.exit("the channel has failed")
     return count / (time.monotonic() - start)
 
 
-def network(address, port):
+def network(address: str, port: str) -> float:
     block = bytes(MIB)
     with socket.create_connection((address, int(port)), 60) as sender:
         for _ in range(2):
@@ -45,7 +48,7 @@ def network(address, port):
     return count / (time.monotonic() - start)
 
 
-def sink(port):
+def sink(port: str) -> None:
     block = bytearray(256 << 10)
     with socket.create_server(("", int(port))) as server:
         print("ready", flush=True)
@@ -55,14 +58,14 @@ def sink(port):
                 pass
 
 
-def memcpy():
+def memcpy() -> float:
     # Larger than the caches, as a migration is.
     source = memoryview(bytes(range(256)) * (64 * MIB >> 8))
     # Filled, so that its pages are there.
     target = memoryview(bytearray(b"x") * (64 * MIB))
     place = 0
 
-    def copy():
+    def copy() -> None:
         nonlocal place
         target[place : place + MIB] = source[place : place + MIB]
         place = (place + MIB) % (64 * MIB)
@@ -71,6 +74,12 @@ def memcpy():
     return count / (time.monotonic() - start)
 
 
-result = {"channel": channel, "network": network, "sink": sink, "memcpy": memcpy}[sys.argv[1]](*sys.argv[2:])
+ways: dict[str, Callable[..., float | None]] = {
+    "channel": channel,
+    "network": network,
+    "sink": sink,
+    "memcpy": memcpy,
+}
+result = ways[sys.argv[1]](*sys.argv[2:])
 if result is not None:
     print(round(result, 3))

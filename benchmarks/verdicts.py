@@ -31,19 +31,19 @@ class Goal(typing.NamedTuple):
     measure: typing.Callable[[Records], Found | str]  #: the reason as text if there is none
 
 
-def _n(**summaries: dict | None) -> str:
+def _n(**summaries: dict[str, typing.Any] | None) -> str:
     return ", ".join(f"{name.replace('_', '-')} n={found['n'] if found else 0}" for name, found in summaries.items())
 
 
-def _by_size(records: Records, size: int, method: str, metric: str = "seconds") -> dict | None:
+def _by_size(records: Records, size: int, method: str, metric: str = "seconds") -> dict[str, typing.Any] | None:
     return summary(of(records["by_size"], size_mib=size, method=method), metric)
 
 
-def _by_rate(records: Records, rate: int, method: str, metric: str) -> dict | None:
+def _by_rate(records: Records, rate: int, method: str, metric: str) -> dict[str, typing.Any] | None:
     return summary(of(records["by_rate"], rate=rate, method=method), metric)
 
 
-def _told(found: dict | None, missing: str, note: str) -> Found | str:
+def _told(found: dict[str, typing.Any] | None, missing: str, note: str) -> Found | str:
     return Found(found["value"], found["relation"], note) if found else missing
 
 
@@ -91,13 +91,13 @@ def _busy(records: Records) -> Found | str:
     return Found(round(max(change for change, *_ in changes.values()), 1), "=", note)
 
 
-def _ours(records: Records) -> list[dict]:
+def _ours(records: Records) -> list[dict[str, typing.Any]]:
     """Return all records of zero-copy migrations that succeeded."""
     kinds = ("by_size", "by_rate", "web", "others")
     return [entry for kind in kinds for entry in of(records[kind], method=ZERO_COPY) if "failed" not in entry]
 
 
-def _worst(entries: list[dict], metric: str) -> Found | str:
+def _worst(entries: list[dict[str, typing.Any]], metric: str) -> Found | str:
     """Return the greatest value; one migration of which it is not known spoils that."""
     known = [entry[metric] for entry in entries if entry.get(metric) is not None]
     if not known:
@@ -155,7 +155,7 @@ def judge(records: Records) -> list[dict[str, typing.Any]]:
     verdicts = []
     for goal in GOALS:
         found = goal.measure(records)
-        known = isinstance(found, Found)
+        known = found if isinstance(found, Found) else None
         verdicts.append(
             {
                 "figure": goal.name,
@@ -163,11 +163,11 @@ def judge(records: Records) -> list[dict[str, typing.Any]]:
                 "at_least": goal.at_least,
                 "bound": goal.bound,
                 "aim": goal.aim,
-                "value": found.value if known else None,
-                "relation": found.relation if known else None,
-                "met": met(found, goal.bound, goal.at_least) if known else None,
-                "aim_met": met(found, goal.aim, goal.at_least) if known else None,
-                "note": found.note if known else found,
+                "value": known.value if known else None,
+                "relation": known.relation if known else None,
+                "met": met(known, goal.bound, goal.at_least) if known else None,
+                "aim_met": met(known, goal.aim, goal.at_least) if known else None,
+                "note": known.note if known else found,
             }
         )
     return verdicts

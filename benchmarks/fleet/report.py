@@ -89,7 +89,7 @@ def _series(records: list[Record]) -> dict[tuple[str, int], list[Record]]:
 
 
 def _further(one: Record, other: Record, what: str) -> float:
-    return round((other[what] - one[what]) / (other["hosts"] - one["hosts"]), 3)
+    return typing.cast(float, round((other[what] - one[what]) / (other["hosts"] - one["hosts"]), 3))
 
 
 def page(found: Record) -> str:

@@ -113,7 +113,7 @@ class Fleet:
 
     def read(self, machine: str) -> State:
         """Return the state of a machine."""
-        return json.loads((self.folder / f"{machine}.json").read_text())
+        return typing.cast(State, json.loads((self.folder / f"{machine}.json").read_text()))
 
     def machines(self) -> list[State]:
         """Return the states of all machines, by name."""

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import sys
+import typing
 
 from . import paths
 from .errors import CommandFailed, LabError, ModuleFailed
@@ -47,17 +48,17 @@ def playbook(path: pathlib.Path, *arguments: str, timeout: float, log: pathlib.P
 
     :raises LabError: it failed or took too long
     """
-    argv = ["ansible-playbook", "-i", paths.INVENTORY, path, *arguments]
+    argv: list[str | pathlib.Path] = ["ansible-playbook", "-i", paths.INVENTORY, path, *arguments]
     run(argv, timeout=timeout, log=log, cwd=paths.REPOSITORY, env={**environment(), **_PLAIN})
 
 
-def module(host: str, name: str, arguments: dict, timeout: float = 300) -> dict:
+def module(host: str, name: str, arguments: dict[str, typing.Any], timeout: float = 300) -> dict[str, typing.Any]:
     """Run a module on a host of the inventory and return its result.
 
     :raises ModuleFailed: it failed, and said why
     :raises LabError: it could not be run, or took longer than `timeout` seconds
     """
-    argv = ["ansible", "-i", paths.INVENTORY, host, "-m", name]
+    argv: list[str | pathlib.Path] = ["ansible", "-i", paths.INVENTORY, host, "-m", name]
     if arguments:  # an empty object is taken for text
         argv += ["-a", json.dumps(arguments)]
     try:
@@ -69,7 +70,7 @@ def module(host: str, name: str, arguments: dict, timeout: float = 300) -> dict:
     return parse_result(output)
 
 
-def parse_result(output: str) -> dict:
+def parse_result(output: str) -> dict[str, typing.Any]:
     """Return the result in what the command ``ansible`` printed for one host, warnings left out.
 
     :raises LabError: there is none
@@ -77,7 +78,7 @@ def parse_result(output: str) -> dict:
     found = _RESULT.search(output)
     if not found:
         raise LabError(f"no result in the output of ansible:\n{output}")
-    return json.JSONDecoder().raw_decode(output, found.end())[0]
+    return typing.cast(dict[str, typing.Any], json.JSONDecoder().raw_decode(output, found.end())[0])
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class _Sources:
     repository: pathlib.Path  #: apt repository with the patched Xen
     key: pathlib.Path
 
-    def inputs(self) -> list:
+    def inputs(self) -> list[typing.Any]:
         return [self.repository.name, _ROLES / "hypervisor_common"]
 
 
@@ -160,7 +160,7 @@ def _packages() -> pathlib.Path:
     flavour = os.environ.get("VMBEAM_XEN_FLAVOUR") or "release"
     if flavour not in _FLAVOURS:
         raise LabError(f"VMBEAM_XEN_FLAVOUR is {flavour!r}: not one of {', '.join(_FLAVOURS)}")
-    argv = [paths.REPOSITORY / "packaging" / "build", *_FLAVOURS[flavour]]
+    argv: list[str | pathlib.Path] = [paths.REPOSITORY / "packaging" / "build", *_FLAVOURS[flavour]]
     return pathlib.Path(run(argv, timeout=3600, errors=paths.STATE / "packages.log").splitlines()[-1])
 
 

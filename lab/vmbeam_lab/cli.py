@@ -116,7 +116,7 @@ class Lab:
         if self.options.cold:
             return
         with phase("save the booted lab"):
-            cache.once("booted", key, lambda entry: [self._store(e, entry) for e in machines] and None)
+            cache.once("booted", key, lambda entry: self._store_all(machines, entry))
 
     def _write_inventory(self) -> None:
         inventory.write(self.topology, self.machines, self.artefacts.key, self.artefacts.guests)
@@ -136,6 +136,10 @@ class Lab:
                     raise
                 say(f"{name}: BOOT RETRY {attempt + 1} of {BOOT_RETRIES}: {exc}")
                 phases.record(f"{name}: boot retry {attempt + 1}", 0, "retry")
+
+    def _store_all(self, machines: list[Emulated], entry: pathlib.Path) -> None:
+        for emulated in machines:
+            self._store(emulated, entry)
 
     def _store(self, emulated: Emulated, entry: pathlib.Path) -> None:
         """Save a running machine into `entry` and let it go on."""

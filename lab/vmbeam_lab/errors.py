@@ -1,5 +1,7 @@
 """Errors that the lab's commands report without a traceback."""
 
+import typing
+
 
 class LabError(Exception):
     """Something about the lab failed; the message says what and what to do."""
@@ -17,7 +19,7 @@ class CommandFailed(LabError):
 class ModuleFailed(LabError):
     """A module of Ansible failed, and said why."""
 
-    def __init__(self, result: dict) -> None:
+    def __init__(self, result: dict[str, typing.Any]) -> None:
         """:param result: what it returned"""
         super().__init__(str(result.get("msg", result)))
         self.result = result

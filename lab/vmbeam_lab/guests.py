@@ -14,25 +14,25 @@ from .errors import LabError
 def _request(port: int, path: str, body: bytes | None = None) -> bytes:
     # A POST if there is a body.
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", body, timeout=10) as answer:
-        return answer.read()
+        return typing.cast(bytes, answer.read())
 
 
 def await_status(
     port: int,
-    wanted: typing.Callable[[dict], bool] = bool,
+    wanted: typing.Callable[[dict[str, typing.Any]], bool] = bool,
     *,
     timeout: float,
     what: str = "answer",
     control: tuple[str, str] | None = None,
-) -> dict:
+) -> dict[str, typing.Any]:
     """Return the guest's first status that is `wanted`.
 
     :param control: (name, word) to post before each look, until it is in force
     :raises LabError: none came in `timeout` seconds
     """
-    last: dict | None = None
+    last: dict[str, typing.Any] | None = None
 
-    def ask() -> dict | None:
+    def ask() -> dict[str, typing.Any] | None:
         nonlocal last
         try:
             if control:
@@ -49,7 +49,7 @@ def await_status(
     )
 
 
-def await_start(port: int, timeout: float, *others: str) -> dict:
+def await_start(port: int, timeout: float, *others: str) -> dict[str, typing.Any]:
     """Return the status of a guest that boots, once its memory writer, its ticker and `others` have reported."""
     parts = ("memory", "ticks", *others)
     return await_status(port, lambda status: all(status[part] for part in parts), timeout=timeout, what="start")
@@ -66,7 +66,9 @@ def set_rate(port: int, rate: int, timeout: float) -> None:
     )
 
 
-def await_rounds(port: int, before: dict, timeout: float, what: str = "full check of memory") -> dict:
+def await_rounds(
+    port: int, before: dict[str, typing.Any], timeout: float, what: str = "full check of memory"
+) -> dict[str, typing.Any]:
     """Return a status after the memory writer has verified each of its pages since the status `before`."""
     return await_status(
         port,
@@ -76,7 +78,7 @@ def await_rounds(port: int, before: dict, timeout: float, what: str = "full chec
     )
 
 
-def reset_ticks(port: int, word: str, timeout: float = 120) -> dict:
+def reset_ticks(port: int, word: str, timeout: float = 120) -> dict[str, typing.Any]:
     """Begin a new measurement of the guest's pauses, named by a `word` not used before; return its status."""
     return await_status(
         port,
@@ -87,7 +89,7 @@ def reset_ticks(port: int, word: str, timeout: float = 120) -> dict:
     )
 
 
-def settled_status(port: int, timeout: float) -> dict:
+def settled_status(port: int, timeout: float) -> dict[str, typing.Any]:
     """Return a status whose ticks are newer than this call: they are published once a second."""
     first = await_status(port, timeout=timeout)
     return await_status(
@@ -95,12 +97,12 @@ def settled_status(port: int, timeout: float) -> dict:
     )
 
 
-def longest_gap(status: dict) -> float:
+def longest_gap(status: dict[str, typing.Any]) -> float:
     """Return the longest time between two ticks in seconds, on the clock that saw the longest."""
-    return max(status["ticks"]["longest_gap_ms"].values()) / 1000
+    return float(max(status["ticks"]["longest_gap_ms"].values())) / 1000
 
 
-def trouble(before: dict, after: dict) -> str | None:
+def trouble(before: dict[str, typing.Any], after: dict[str, typing.Any]) -> str | None:
     """Return what a guest lost between two statuses, None if nothing."""
     if after["boot_id"] != before["boot_id"]:
         return f"another instance: boot id {after['boot_id']}, was {before['boot_id']}"
@@ -114,7 +116,7 @@ def trouble(before: dict, after: dict) -> str | None:
     return None
 
 
-def lost(before: dict, after: dict) -> str | None:
+def lost(before: dict[str, typing.Any], after: dict[str, typing.Any]) -> str | None:
     """Return what a guest lost between two statuses, or what does not go on in it; None if all is well."""
     problem = trouble(before, after)
     if problem:

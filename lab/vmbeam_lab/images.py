@@ -9,6 +9,7 @@ import json
 import pathlib
 import shutil
 import sys
+import typing
 
 import yaml
 
@@ -82,7 +83,9 @@ def base() -> pathlib.Path:
     return cache.once("base", cache.digest(argv), make) / "root.tar"
 
 
-def host(name: str, *, size_mb: int, inputs: list, variables: dict, key: pathlib.Path) -> pathlib.Path:
+def host(
+    name: str, *, size_mb: int, inputs: list[typing.Any], variables: dict[str, typing.Any], key: pathlib.Path
+) -> pathlib.Path:
     """Return the system disk of machine `name`, a bootable raw one made by ``lab/images/host.yml``.
 
     :param inputs: what besides the playbook decides the result (roles, packages)
@@ -114,7 +117,13 @@ def host(name: str, *, size_mb: int, inputs: list, variables: dict, key: pathlib
 
 
 def golden(
-    name: str, *, inputs: list, variables: dict, build_variables: dict, tasks: list[str], key: pathlib.Path
+    name: str,
+    *,
+    inputs: list[typing.Any],
+    variables: dict[str, typing.Any],
+    build_variables: dict[str, typing.Any],
+    tasks: list[str],
+    key: pathlib.Path,
 ) -> pathlib.Path:
     """Return the golden image of host VMs, with its checksum beside it, made by ``playbooks/golden_image.yml``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import typing
 
 import yaml
 
@@ -47,8 +48,8 @@ def write(
 
     :param guests: machine -> directory with its guests' xl files
     """
-    hosts: dict = {}
-    guest_dom0s: dict = {}
+    hosts: dict[str, typing.Any] = {}
+    guest_dom0s: dict[str, typing.Any] = {}
     for machine in machines:
         hosts[machine.name] = {
             "ansible_host": "127.0.0.1",

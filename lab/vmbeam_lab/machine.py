@@ -224,21 +224,22 @@ class Emulated:
                 if not (left and isinstance(exc.exc, GreetingError)):
                     raise
 
-    def execute(self, command: str, arguments: dict | None = None, timeout: float = 120) -> typing.Any:
+    def execute(self, command: str, arguments: dict[str, typing.Any] | None = None, timeout: float = 120) -> typing.Any:
         """Run one QMP command and return its result."""
         return self._converse(command, lambda client: client.execute(command, arguments), timeout)
 
-    def _job(self, command: str, arguments: dict, timeout: float) -> None:
+    def _job(self, command: str, arguments: dict[str, typing.Any], timeout: float) -> None:
         """Run a QMP command that is a job, and wait for its end."""
         job = f"{command}-job"
 
-        async def conclude(client: QMPClient) -> dict:
+        async def conclude(client: QMPClient) -> dict[str, typing.Any]:
             with client.listener("JOB_STATUS_CHANGE") as changes:
                 await client.execute(command, {"job-id": job, **arguments})
                 async for change in changes:
                     if change["data"] == {"id": job, "status": "concluded"}:
                         break
-            [entry] = [entry for entry in await client.execute("query-jobs") if entry["id"] == job]
+            jobs = typing.cast(list[dict[str, typing.Any]], await client.execute("query-jobs"))
+            [entry] = [entry for entry in jobs if entry["id"] == job]
             await client.execute("job-dismiss", {"id": job})
             return entry
 

@@ -46,12 +46,12 @@ def reset() -> None:
     _FILE.unlink(missing_ok=True)
 
 
-def rows() -> list[dict]:
+def rows() -> list[dict[str, typing.Any]]:
     """Return the recorded phases: ``phase``, ``end`` (Unix time), ``seconds``, ``outcome``."""
     return [json.loads(line) for line in _FILE.read_text().splitlines()] if _FILE.exists() else []
 
 
-def table(recorded: list[dict] | None = None) -> str:
+def table(recorded: list[dict[str, typing.Any]] | None = None) -> str:
     """Return phases as text, the time from first to last at the end: some run side by side.
 
     :param recorded: as rows() returns them; by default what that returns

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 
 import yaml
 
@@ -27,6 +28,7 @@ from . import cli, paths, reliability_run, topology
 from .errors import LabError
 from .phases import say
 from .shell import isolated
+from .topology import Machine
 
 RECORDS = paths.STATE / "reliability.jsonl"
 REPORT = paths.REPOSITORY / "benchmarks" / "RELIABILITY.md"
@@ -45,13 +47,13 @@ class Worker:
     number: int
     state: pathlib.Path  #: its directory for running machines
     topology: pathlib.Path
-    machine: topology.Machine
+    machine: Machine
 
     def __str__(self) -> str:
         return f"{self.machine.name} of worker {self.number} (ssh port {self.machine.ssh_port})"
 
 
-def moved(document: dict, machine: str, distance: int) -> dict:
+def moved(document: dict[str, typing.Any], machine: str, distance: int) -> dict[str, typing.Any]:
     """Return a topology file's content with that machine alone, its ports higher by `distance`."""
     chosen = copy.deepcopy(document["machines"][machine])
     chosen["ssh_port"] += distance
@@ -69,7 +71,7 @@ def make_worker(number: int, source: pathlib.Path, machine: str) -> Worker:
     return Worker(number, state, path, topology.load(path).select(None)[0])
 
 
-def check_memory(machine: topology.Machine, parallel: int, total_mb: int) -> None:
+def check_memory(machine: Machine, parallel: int, total_mb: int) -> None:
     """Refuse more machines at a time than the computer has memory for.
 
     :raises LabError: telling how many would fit
@@ -84,14 +86,14 @@ def check_memory(machine: topology.Machine, parallel: int, total_mb: int) -> Non
 class Runs:
     """The runs that are wanted: hands out their numbers, keeps their records, ends them all on demand."""
 
-    def __init__(self, wanted: int, minutes: float, records: list[dict]) -> None:
+    def __init__(self, wanted: int, minutes: float, records: list[dict[str, typing.Any]]) -> None:
         self.wanted = wanted
         self.minutes = minutes
         self.records = records
         recorded = {record["run"] for record in records}
         self._left = collections.deque(number for number in range(1, wanted + 1) if number not in recorded)
         self._lock = threading.Lock()
-        self._processes: set[subprocess.Popen] = set()
+        self._processes: set[subprocess.Popen[bytes]] = set()
         self._ended = False
 
     def work(self, worker: Worker) -> None:
@@ -114,7 +116,7 @@ class Runs:
                 f"on {worker}; {succeeded(self.records)} of {len(self.records)} succeeded so far"
             )
 
-    def _run(self, worker: Worker, number: int) -> dict:
+    def _run(self, worker: Worker, number: int) -> dict[str, typing.Any]:
         written = worker.state / "record.json"
         written.unlink(missing_ok=True)
         start = time.monotonic()
@@ -181,22 +183,22 @@ def do(runs: Runs, workers: list[Worker]) -> None:
             raise
 
 
-def parse_records(text: str) -> list[dict]:
+def parse_records(text: str) -> list[dict[str, typing.Any]]:
     """Return the records in a file; a last line that was cut is left out."""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def succeeded(records: list[dict]) -> int:
+def succeeded(records: list[dict[str, typing.Any]]) -> int:
     """Return how many runs succeeded without a retry."""
     return sum(record["outcome"] == "done" for record in records)
 
 
-def reliable(records: list[dict]) -> bool:
+def reliable(records: list[dict[str, typing.Any]]) -> bool:
     """Return whether at least WANTED_PERCENT of the runs succeeded."""
     return bool(records) and 100 * succeeded(records) >= WANTED_PERCENT * len(records)
 
 
-def summary(records: list[dict]) -> str:
+def summary(records: list[dict[str, typing.Any]]) -> str:
     """Return the count, the longest gap of all guests and the reason of each failure."""
     lines = [f"{succeeded(records)} of {len(records)} runs succeeded without a retry"]
     gaps = [record["longest_gap_seconds"] for record in records if record["outcome"] == "done"]
@@ -207,12 +209,12 @@ def summary(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def by_number(records: list[dict]) -> list[dict]:
+def by_number(records: list[dict[str, typing.Any]]) -> list[dict[str, typing.Any]]:
     """Return the records in the order of their runs; runs side by side end in another one."""
     return sorted(records, key=lambda record: record["run"])
 
 
-def report(records: list[dict], machine: topology.Machine, parallel: int, minutes: float) -> str:
+def report(records: list[dict[str, typing.Any]], machine: Machine, parallel: int, minutes: float) -> str:
     """Return RELIABILITY.md."""
     guest = reliability_run.ticking_guest(machine)
     arguments = f"--machine {machine.name} --parallel {parallel} --minutes {minutes:g}"

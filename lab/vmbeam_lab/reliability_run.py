@@ -12,6 +12,7 @@ import json
 import pathlib
 import sys
 import time
+import typing
 
 import yaml
 
@@ -60,7 +61,7 @@ class Lab:
 
         :raises LabError: it failed, or succeeded by a retry only
         """
-        lab = [sys.executable, "-m", "vmbeam_lab", "--topology", self.topology_file]
+        lab: list[str | pathlib.Path] = [sys.executable, "-m", "vmbeam_lab", "--topology", self.topology_file]
         command = [*lab, "--machine", self.machine.name, "up", "--cold", "--hosts-only"]
         run(command, timeout=BOOT_TIMEOUT, log=LOG, cwd=paths.REPOSITORY)
         retries = [row["phase"] for row in phases.rows() if row["outcome"] == "retry"]
@@ -83,7 +84,7 @@ class Lab:
             log=LOG,
         )
 
-    def watch(self, seconds: float, started: concurrent.futures.Future) -> dict:
+    def watch(self, seconds: float, started: concurrent.futures.Future[None]) -> dict[str, typing.Any]:
         """Look at the guest for that long and until `started` is done; return its longest gap and its memory errors.
 
         :raises LabError: it does not answer, was rebooted, stands still or has lost something
@@ -104,7 +105,7 @@ class Lab:
             raise LabError(f"guest {self.guest.name}: its memory writer stands still")
         return {"longest_gap_seconds": guests.longest_gap(status), "memory_errors": status["memory"]["errors"]}
 
-    def watch_beside_slot_b(self, seconds: float) -> dict:
+    def watch_beside_slot_b(self, seconds: float) -> dict[str, typing.Any]:
         """As watch, while the host VM of slot b starts."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             started = pool.submit(self.start_slot_b)
@@ -124,15 +125,15 @@ class Lab:
         return lines
 
 
-def attempt(lab: Lab, name: str, minutes: float) -> dict:
+def attempt(lab: Lab, name: str, minutes: float) -> dict[str, typing.Any]:
     """Do one run and return its record.
 
     :param name: which run it is, for the progress that it prints
     """
     phases.reset()
     start = time.monotonic()
-    record: dict = {"outcome": "failed", "reason": None}
-    steps = {
+    record: dict[str, typing.Any] = {"outcome": "failed", "reason": None}
+    steps: dict[str, typing.Callable[[], None]] = {
         "boot": lab.boot,
         "host VM of slot a and guest": lab.start_slot_a,
         "guest for some minutes, host VM of slot b": lambda: record.update(lab.watch_beside_slot_b(minutes * 60)),

@@ -44,7 +44,7 @@ _TMP = re.compile(r"echo (ansible-tmp-[\w.-]+)=")
 Answer = tuple[int, bytes, bytes]
 
 
-class Connection(ConnectionBase):
+class Connection(ConnectionBase):  # type: ignore[misc]
     """Answers for one dom0."""
 
     transport = "simulated"
