@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from ansible.module_utils import basic
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.vmbeam.xen.plugins.plugin_utils import _rolling, _text
+from jinja2 import nodes
+from jinja2.nativetypes import NativeEnvironment
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
 ROLES = sorted((ROOT / "roles").iterdir())
+TEMPLATES = NativeEnvironment()
+TEMPLATES.filters["vmbeam.xen.listed"] = _text.listed
 # What a role may be given that has no default: unset means something of its own.
 WITHOUT_DEFAULT = {"host_vm": {"host_vm_generation"}}
 
@@ -89,6 +96,126 @@ def test_defaults_and_argument_specs_of_a_role_have_the_same_options(role):
     specs = role_file(role, "meta/argument_specs.yml").get("argument_specs", {})
     options = {name for spec in specs.values() for name in spec.get("options", {})}
     assert options - WITHOUT_DEFAULT.get(role.name, set()) == set(role_file(role, "defaults/main.yml"))
+
+
+def role_options(role: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The options of a role with their names, once for each entry point that has them."""
+    for spec in role_file(role, "meta/argument_specs.yml").get("argument_specs", {}).values():
+        yield from spec.get("options", {}).items()
+
+
+def role_code(role: Path) -> str:
+    """What a role does with its options."""
+    return "".join(
+        path.read_text() for folder in ("tasks", "vars", "templates") for path in sorted((role / folder).glob("*"))
+    )
+
+
+def description(option: dict[str, Any]) -> str:
+    text = option["description"]
+    return text if isinstance(text, str) else " ".join(text)
+
+
+def names_in(template: Any) -> set[str]:
+    """The variables and functions that a template of a default uses."""
+    return {node.name for node in TEMPLATES.parse(str(template)).find_all(nodes.Name)}
+
+
+OPTIONS = [(role, name, option) for role in ROLES for name, option in role_options(role)]
+
+
+@pytest.mark.parametrize(("role", "name", "option"), OPTIONS, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_option_of_a_role_says_what_its_default_is(role, name, option):
+    """It is what the role has if nobody sets anything, or the description says how it is found."""
+    if name in WITHOUT_DEFAULT.get(role.name, set()):
+        assert "default" not in option
+        return
+    default = role_file(role, "defaults/main.yml")[name]
+    used = names_in(default)
+    for variable in used:
+        if variable.startswith("vmbeam_"):
+            assert f"C({variable})" in description(option)
+    if not all(variable.startswith("vmbeam_") for variable in used):
+        assert "default" not in option
+        assert "y default" in description(option)
+        return
+    if used:
+        default = TEMPLATES.from_string(default).render()
+    assert "default" in option, f"of {name} meta/argument_specs.yml has no default: it is {default!r}"
+    assert (type(option["default"]), option["default"]) == (type(default), default)
+    checked = ArgumentSpecValidator({name: option}).validate({name: default})
+    assert checked.error_messages == []
+
+
+@pytest.mark.parametrize(("role", "name", "option"), OPTIONS, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_option_of_a_role_has_a_type_and_a_unit(role, name, option):
+    assert "type" in option
+    assert ("elements" in option) == (option["type"] == "list")
+    if option["type"] == "int":
+        assert re.search(r"\b(seconds|MiB|number|how many|share)\b", description(option), re.I), "of what unit is it?"
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_an_option_of_which_only_some_values_work_has_choices(role):
+    """Those that tasks compare with words, or of which the description names several values."""
+    code = role_code(role)
+    for name, option in role_options(role):
+        compared = set(re.findall(rf"\b{name} *(?:\| default\(.*\) *)?[!=]= '(\w*)'", code))
+        for words in re.findall(rf"\b{name} in \[([^]]*)\]", code):
+            compared |= set(re.findall(r"'(\w*)'", words))
+        named = {*re.findall(r"V\(([a-z_]+)\)", description(option))}
+        if option["type"] not in ("str", "list", "raw"):
+            continue
+        assert compared <= set(option.get("choices", ())), name
+        assert "choices" in option or len(named) < 2, f"{name} has no choices, but takes {sorted(named)}"
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_a_list_of_a_role_may_be_text(role):
+    """Wherever it is used it is made a list first, unless its default does that.
+
+    A list of dictionaries cannot be text: its validation refuses that.
+    """
+    defaults = role_file(role, "defaults/main.yml")
+    code = role_code(role)
+    for name, option in role_options(role):
+        if (
+            option["type"] == "list"
+            and option["elements"] != "dict"
+            and " | vmbeam.xen.listed(" not in str(defaults[name])
+        ):
+            used = re.findall(rf"(?<!')\b{name}\b(?![:']).{{0,22}}", code)
+            assert used, name
+            assert {text for text in used if not text.startswith(f"{name} | vmbeam.xen.listed(")} == set()
+
+
+def module_choices(module: str, option: str) -> set[str]:
+    text = importlib.import_module(f"ansible_collections.vmbeam.xen.plugins.modules.{module}").DOCUMENTATION
+    return set(yaml.safe_load(text)["options"][option]["choices"])
+
+
+def test_choices_of_the_roles_are_what_modules_filters_and_tasks_accept():
+    choices = {name: set(option["choices"]) for _role, name, option in OPTIONS if "choices" in option}
+    strategies, transports = module_choices("guest_migrate", "strategy"), module_choices("guest_migrate", "transport")
+    slots = module_choices("host_vm", "slot")
+    assert choices["host_vm_slot"] == slots
+    assert choices["rejuvenate_destination_slot"] == slots | {""}
+    assert choices["host_vm_previous_disk"] == module_choices("host_vm", "previous_disk")
+    assert choices["rejuvenate_auto_strategies"] == strategies
+    assert choices["rejuvenate_strategy"] == strategies | {"auto"}
+    assert choices["rejuvenate_unmovable_policy"] == (strategies - {"zero_copy"}) | {
+        "fail",
+        "skip_host",
+        "leave_and_skip",
+    }
+    assert choices["rejuvenate_zero_copy_transport"] == transports
+    assert choices["rejuvenate_transport"] == transports - {"channel"}
+    assert choices["rolling_order"] == set(_rolling.ORDERS)
+    # Values of dictionaries, which an argument spec does not know, are checked by a task.
+    tasks = role_file(ROOT / "roles" / "rejuvenate", "tasks/validate.yml")
+    words = next(task["vars"] for task in tasks if "rejuvenate_choices" in task.get("vars", {}))
+    assert set(words["rejuvenate_choices"]) == choices["rejuvenate_strategy"]
+    assert set(words["rejuvenate_policies"]) == choices["rejuvenate_unmovable_policy"]
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)

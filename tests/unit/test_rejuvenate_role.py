@@ -551,6 +551,33 @@ def test_lists_may_be_given_as_text(machines):
     assert planned == {"app1": "cold", "web1": "precopy"}
 
 
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"vmbeam_strategy": "fast"}, "value of rejuvenate_strategy must be one of: zero_copy, precopy,"),
+        (
+            {"vmbeam_auto_strategies": "precopy warm"},
+            "value of rejuvenate_auto_strategies must be one or more of: zero_copy, precopy, suspend, cold",
+        ),
+        ({"vmbeam_migrate_timeout": "30m"}, "rejuvenate_migrate_timeout"),
+        ({"vmbeam_force": "maybe"}, "rejuvenate_force"),
+        ({"vmbeam_guest_strategies": "app1=cold"}, "vmbeam_guest_strategies must be a dictionary"),
+        (
+            {"vmbeam_guest_strategies": {"app1": "fast"}},
+            "Every value of vmbeam_guest_strategies must be one of",
+        ),
+        ({"vmbeam_migration_ssh_args": "-4 -C"}, "vmbeam_migration_ssh_args is '-4 -C': give a list"),
+        ({"vmbeam_gates": "one"}, "vmbeam_gates is 'one': give a list"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name(machines, given, error):
+    machines.add("m1", "app1")
+    done = machines.run(**given)
+    assert done.returncode != 0
+    assert error in " ".join((done.stdout + done.stderr).split())
+    assert machines.world("m1")["calls"] == []
+
+
 def test_the_tag_plan_of_the_playbook_plans_only(machines):
     machines.add("m1", "app1")
     playbook = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "rejuvenate.yml")}
