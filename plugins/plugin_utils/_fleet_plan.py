@@ -29,6 +29,8 @@ OBJECTIONS = ("refused", "stop", "left_out", "unknown_time")
 _ACTIONS = ("rejuvenate", "resume")
 _MOVING = ("move", "finish")
 _STAYING = ("skip_host", "leave")
+# What the parts of a run note of a machine.
+_NOTED = ("rolling_outcome", "rejuvenate_plan", "rolling_calendar", "rolling_leased", "rolling_taken")
 # How many machines an objection names.
 _NAMED = 10
 
@@ -45,6 +47,8 @@ def fleet_plan(
     """
     batches = [_rolling.machines_in(batch) for batch in run["rolling_batches"]]
     chosen = [name for batch in batches for name in batch]
+    # Ansible puts a machine's variables together anew each time that they are asked for.
+    noted = {name: _noted(hostvars[name]) for name in chosen}
     forks, allowed = int(about["forks"]), int(run["rolling_budget"])
     machines, parts = [], []
     failed: list[str] = []
@@ -53,8 +57,8 @@ def fleet_plan(
     for number, batch in enumerate(batches, 1):
         begins = None if stops else elapsed
         now = float(about["now"]) + (elapsed or 0.0)
-        members = [_machine(name, number, hostvars, stops, now) for name in batch]
-        plans = [hostvars[one["machine"]]["rejuvenate_plan"] for one in members if one["outcome"] in _ACTIONS]
+        members = [_machine(name, number, noted, stops, now) for name in batch]
+        plans = [noted[one["machine"]]["rejuvenate_plan"] for one in members if one["outcome"] in _ACTIONS]
         turn = turns(plans)
         for one in members:
             one["turn"] = turn.get(one["machine"], {}).get("turn")
@@ -75,7 +79,7 @@ def fleet_plan(
             stops = _rolling.stop_reason(failed, len(chosen), allowed)
             stops_after = number if stops else None
     machines += [_filtered(name, reason) for name, reason in run["rolling_left_out"].items()]
-    obstacles = _rolling.held(chosen, hostvars, about["lock_owner"])
+    obstacles = _rolling.held(chosen, noted, about["lock_owner"])
     counts = Counter(machine["outcome"] for machine in machines)
     acting = [machine for machine in machines if machine["outcome"] in _ACTIONS]
     return {
@@ -186,12 +190,13 @@ def objections(plan: Mapping[str, Any], kinds: Any) -> list[str]:
     return [sentence for kind in OBJECTIONS if kind in wanted for sentence in found[kind]]
 
 
-def _machine(
-    name: str, batch: int, hostvars: Mapping[str, Mapping[str, Any]], stops: str, now: float
-) -> dict[str, Any]:
-    facts = hostvars[name]
-    plan = facts.get("rejuvenate_plan") or {}
-    outcome, cause, reason = ("not_reached", None, stops) if stops else _foreseen(name, hostvars, plan, now)
+def _noted(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: facts[key] for key in _NOTED if key in facts}
+
+
+def _machine(name: str, batch: int, noted: Mapping[str, Mapping[str, Any]], stops: str, now: float) -> dict[str, Any]:
+    plan = noted[name].get("rejuvenate_plan") or {}
+    outcome, cause, reason = ("not_reached", None, stops) if stops else _foreseen(name, noted, plan, now)
     acts = outcome in _ACTIONS
     figures = (plan.get("estimate") or {}) if acts else {}
     guests = [_guest(guest, plan, figures) for guest in plan.get("guests") or []]
@@ -219,10 +224,10 @@ def _machine(
 
 
 def _foreseen(
-    name: str, hostvars: Mapping[str, Mapping[str, Any]], plan: Mapping[str, Any], now: float
+    name: str, noted: Mapping[str, Mapping[str, Any]], plan: Mapping[str, Any], now: float
 ) -> tuple[str, str | None, str]:
     """Return what becomes of a machine that is begun at `now`, for left_out the cause, and why in words."""
-    told = _rolling.outcomes([name], hostvars)[name]
+    told = _rolling.outcomes([name], noted)[name]
     if told["result"] == "failed":
         refused = "; ".join(problem["message"] for problem in plan.get("problems") or [])
         return ("refused", None, refused) if refused else ("failed", None, str(told["reason"]))
@@ -232,7 +237,7 @@ def _foreseen(
     if plan.get("action") not in _ACTIONS:
         staying = any(guest["step"] in _STAYING for guest in plan.get("guests") or [])
         return ("left_out", "guests", reason) if staying else ("fresh", None, reason)
-    calendar = hostvars[name].get("rolling_calendar") or {}
+    calendar = noted[name].get("rolling_calendar") or {}
     closed = calendar and _windows.closed(now=now, **calendar)
     return ("left_out", "window", f"when its turn comes: {closed}") if closed else (str(plan["action"]), None, reason)
 
