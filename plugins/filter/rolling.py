@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.vmbeam.xen.plugins.plugin_utils import _controller, _repair, _rolling, _windows
+from ansible_collections.vmbeam.xen.plugins.plugin_utils import _controller, _fleet_plan, _repair, _rolling, _windows
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._filters import checked
 
 
@@ -30,8 +30,12 @@ class FilterModule:
             "rolling_held": _rolling.held,
             "rolling_hosts": _rolling.hosts,
             "rolling_hooks": _rolling.hooks,
+            "rolling_left_out": _rolling.left_out,
             "rolling_machines": _rolling.machines_in,
             "rolling_outcomes": _rolling.outcomes,
+            "rolling_plan": _fleet_plan.fleet_plan,
+            "rolling_plan_objections": _fleet_plan.objections,
+            "rolling_plan_text": _fleet_plan.plan_text,
             "rolling_report": _rolling.report,
             "rolling_report_text": _rolling.report_text,
             "rolling_select": _rolling.select,

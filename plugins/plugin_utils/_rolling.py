@@ -55,13 +55,8 @@ def select(
         raise ValueError(f"{found}: no machine's name may begin with '{ANCHOR}', as those of batches do")
     if order not in ORDERS:
         raise ValueError(f"vmbeam_order is '{order}': not one of {', '.join(ORDERS)}")
-    must, must_not = _labels(wanted), _labels(skipped)
-    taken = [
-        name
-        for name in names
-        if all(_has(hostvars[name], label, values) for label, values in must.items())
-        and not any(_has(hostvars[name], label, values) for label, values in must_not.items())
-    ]
+    out = left_out(names, hostvars, wanted, skipped)
+    taken = [name for name in names if name not in out]
     if order == "inventory":
         return taken
 
@@ -73,6 +68,25 @@ def select(
         return -score, age(name)
 
     return sorted(taken, key=key)
+
+
+def left_out(
+    names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]], wanted: Any = None, skipped: Any = None
+) -> dict[str, str]:
+    """Return why those of the machines `names` that a run does not take because of their labels are left out.
+
+    :raises ValueError: labels that cannot be read
+    """
+    must, must_not = _labels(wanted), _labels(skipped)
+    result = {}
+    for name in names:
+        lacks = [label for label, values in must.items() if not _has(hostvars[name], label, values)]
+        has = [label for label, values in must_not.items() if _has(hostvars[name], label, values)]
+        if lacks or has:
+            words = [f"{label} is none of {', '.join(must[label])} (vmbeam_select)" for label in lacks]
+            words += [f"{label} is one of {', '.join(must_not[label])} (vmbeam_skip)" for label in has]
+            result[name] = "label " + "; ".join(words)
+    return result
 
 
 def active_since(host_vms: Sequence[Mapping[str, Any]]) -> str:

@@ -707,3 +707,37 @@ def test_a_machine_that_another_run_had_before_its_turn_is_not_touched(machines)
     assert machines.world(late)["calls"] == []
     assert f"fatal: [{late}]: FAILED!" in done.stdout
     assert "This machine is not reserved for" in done.stdout
+
+
+def test_the_plan_of_the_fleet_is_what_the_role_then_does(machines, tmp_path):
+    """With the role's own plans, and times from the runs before."""
+    for name in ("m1", "m2"):
+        machines.add(name, f"app-{name}", f"web-{name}")
+    play = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "plan.yml")}
+    options = {
+        "vmbeam_run_plan_file": str(tmp_path / "fleet.json"),
+        "vmbeam_order": "oldest",
+        "vmbeam_strategy": "precopy",
+    }
+
+    def fleet_plan(**more: Any) -> dict[str, Any]:
+        (machines.folder / "play.yml").write_text(yaml.safe_dump([play]))
+        assert machines.run(**options, **more).returncode == 0
+        return json.loads((tmp_path / "fleet.json").read_text())
+
+    plan = fleet_plan()
+    assert machines.world("m1")["calls"] == machines.world("m2")["calls"] == []
+    assert plan["totals"]["machines_of_unknown_time"] == ["m1", "m2"]
+    assert plan["totals"]["strategies"] == {"precopy": {"guests": 4, "memory_mb": 512}}
+
+    (machines.folder / "play.yml").write_text(yaml.safe_dump(PLAYBOOK))
+    assert machines.run(vmbeam_strategy="precopy").returncode == 0
+    for one in plan["machines"]:
+        moved = sorted((guest["batch"], guest["guest"], guest["strategy"]) for guest in one["guests"])
+        way = f"{one['source']} {one['destination']}"
+        assert machines.moves(one["machine"]) == [f"{guest} {way} {strategy}" for _, guest, strategy in moved]
+
+    again = fleet_plan(vmbeam_force=True)
+    assert again["totals"]["machines_of_unknown_time"] == []
+    assert again["totals"]["seconds"] == pytest.approx(sum(batch["seconds"] for batch in again["batches"]), abs=0.2)
+    assert again["totals"]["seconds"] > 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import HostLock, Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = Path(__file__).parent / "fakes" / "roles"
+SCHEMA = json.loads((ROOT / "roles" / "rolling" / "files" / "plan.schema.json").read_text())
 TIMEOUT = 400  # seconds; a run takes a tenth of that
 
 
@@ -43,9 +46,9 @@ class Fleet:
         hosts = {"all": {"vars": common, "children": {"vmbeam_hosts": {"hosts": machines}}}}
         (folder / "inventory.yml").write_text(yaml.safe_dump(hosts, sort_keys=False))
 
-    def argv(self, *before: Path | str, **variables: Any) -> list[str]:
+    def argv(self, *before: Path | str, playbook: str = "rejuvenate.yml", **variables: Any) -> list[str]:
         """The command for the playbook, with others that go before it, or options."""
-        playbooks = [str(word) for word in (*before, ROOT / "playbooks" / "rejuvenate.yml")]
+        playbooks = [str(word) for word in (*before, ROOT / "playbooks" / playbook)]
         command = str(Path(sys.executable).parent / "ansible-playbook")
         return [command, "-i", str(self.folder / "inventory.yml"), *playbooks, "-e", json.dumps(variables)]
 
@@ -286,3 +289,96 @@ def test_what_a_playbook_before_found_decides_the_order(fleet):
     assert done.returncode == 0
     assert machines.begun == ["m2", "m3", "m1"]
     assert machines.results() == dict.fromkeys(["m2", "m3", "m1"], "done")
+
+
+def batches_of(output: str) -> list[list[str]]:
+    """In which batches Ansible had machines, by what it prints of the task that looks whether one may be begun."""
+    plays = re.split(r"(?m)^PLAY \[", output)
+    task = re.compile(r"(?ms)^TASK \[[^]]*Look whether it may be begun now\].*?(?=^TASK|\Z)")
+    looked = [match for play in plays if play.startswith("Rejuvenate]") and (match := task.search(play))]
+    return [sorted(re.findall(r"(?m)^ok: \[(m\d)\]", match[0])) for match in looked]
+
+
+def test_the_plan_of_a_fleet_is_what_the_run_then_does(fleet, tmp_path):
+    """With batches, order, labels, a window and a failure that are not the inventory's own."""
+    always = [{"from": "2000-01-01", "to": "2999-12-31", "reason": "freeze"}]
+    rack = {"vmbeam_labels": {"rack": "r1"}}
+    machines = fleet(
+        m1={**rack, "vmbeam_aging_score": 0.1},
+        m2={**rack, "vmbeam_aging_score": 0.9},
+        m3={"vmbeam_labels": {"rack": "r2"}, "vmbeam_aging_score": 5},
+        m4={**rack, "vmbeam_aging_score": 0.5, "vmbeam_blackouts": always},
+        m5={**rack, "vmbeam_aging_score": 0.7},
+        m6={**rack, "vmbeam_aging_score": 0.3, "fake_behaviour": "fail"},
+        m7={**rack},
+    )
+    options: dict[str, Any] = {
+        "vmbeam_order": "aging",
+        "vmbeam_serial": [1, 2],
+        "vmbeam_select": "rack=r1",
+        "vmbeam_run_plan_file": str(tmp_path / "plan.json"),
+    }
+
+    planned = machines.run(playbook="plan.yml", **options)
+
+    assert planned.returncode != 0
+    assert "m6 would fail: told to fail" in planned.stdout
+    assert machines.begun == []
+    assert machines.locks() == {}
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    jsonschema.validate(plan, SCHEMA)
+    outcomes = {one["machine"]: (one["outcome"], one["cause"]) for one in plan["machines"]}
+    assert outcomes == {
+        **dict.fromkeys(["m2", "m5"], ("rejuvenate", None)),
+        "m4": ("left_out", "window"),
+        "m6": ("failed", None),
+        "m1": ("rejuvenate", None),
+        "m7": ("not_reached", None),
+        "m3": ("left_out", "labels"),
+    }
+    assert plan["failure_budget"]["stops_after_batch"] == 3
+
+    done = machines.run(**options)
+
+    account = machines.report()
+    reached = [batch for batch in plan["batches"] if batch["number"] <= 3]
+    assert batches_of(done.stdout) == [sorted(batch["machines"]) for batch in reached]
+    chosen = [one for one in plan["machines"] if one["cause"] != "labels"]
+    assert [one["machine"] for one in chosen] == [one["machine"] for one in account["machines"]]
+    became = {"rejuvenate": "done", "left_out": "skipped", "failed": "failed", "not_reached": "not touched"}
+    assert {one["machine"]: became[one["outcome"]] for one in chosen} == machines.results()
+    assert account["stopped"] == plan["failure_budget"]["reason"]
+    assert [name for name in machines.begun if name != "m6"] == ["m2", "m5", "m1"]
+
+
+def test_a_plan_tells_whose_machines_a_run_would_not_get(fleet, tmp_path):
+    machines = fleet(m1={}, m2={})
+    machines.lock("m2", Lock("another run", {"controller": "elsewhere", "run_id": "night"}, 0.0, 1e12))
+    machines.lock("m1", Lock("long over", {}, 0.0, 1.0))
+    file = {"vmbeam_run_plan_file": str(tmp_path / "plan.json")}
+
+    done = machines.run(playbook="plan.yml", **file)
+
+    assert done.returncode != 0
+    assert machines.locks() == {"m1": "long over", "m2": "another run"}
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert not plan["begins"]
+    [obstacle] = plan["obstacles"]
+    assert obstacle.startswith("m2: reserved by run another run of ? on elsewhere")
+    assert machines.run(playbook="plan.yml", vmbeam_plan_fail_on="stop", **file).returncode == 0
+    assert machines.begun == []
+
+
+def test_check_mode_shows_the_same_plan_of_the_run(fleet, tmp_path):
+    machines = fleet(m1={}, m2={}, m3={})
+    (machines.folder / "m2.fresh").touch()
+    told = {}
+    for name, playbook, arguments in (("plan", "plan.yml", []), ("check", "rejuvenate.yml", ["--check", "--diff"])):
+        file = tmp_path / f"{name}.json"
+        done = machines.run(*arguments, playbook=playbook, vmbeam_serial=2, vmbeam_run_plan_file=str(file))
+        assert done.returncode == 0
+        assert "Plan of 3 machine(s) in 2 batch(es)" in done.stdout
+        told[name] = json.loads(file.read_text())
+    assert {**told["plan"], "run": None} == {**told["check"], "run": None}
+    assert "Run completed: 1 fresh, 2 planned" in done.stdout
+    assert machines.begun == []
