@@ -32,13 +32,14 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PAGE = 4096
 MAGIC = 0x4C45_4E4E_4148_4342
-VERSION = 2
-#: Bytes of a frame's payload.
-LIMIT = 1 << 20
+VERSION = 3
+#: Bytes of a frame's payload: what it takes to handle a frame, after whose payload nothing of the program is left in
+#: the caches of the CPU, must be little beside copying it.
+LIMIT = 1 << 21
 
 # Kind, zero, stream, length, sequence, zero; then the checksum of that and of the payload.
 _HEADER = struct.Struct("<BBHIIIQ")
@@ -70,12 +71,12 @@ def geometry(frames: int) -> int:
     return pages * PAGE
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """kind: see _channel_link. payload: one or two pieces of the shared memory, valid until Reader.release()."""
 
     kind: int
     stream: int
+    length: int
     payload: tuple[memoryview, ...]
 
     def data(self) -> bytes:
@@ -126,6 +127,8 @@ class _Ring:
 
     def _passed(self, awaited_at: int) -> bool:
         """Whether this side's index has passed the one that the other side waits for, since the last call."""
+        if self._told == self._index:
+            return False
         _fence()
         told, self._told = self._told, self._index
         return told <= self._words[awaited_at] < self._index
@@ -219,7 +222,7 @@ class Reader(_Ring):
             raise ProtocolError(f"Frame {sequence} has checksum {found:016x}, not {check:016x}.")
         payload = self._pieces(self._index + _HEADER.size, length)
         self._length = _frame_size(length)
-        return Frame(kind, stream, payload)
+        return Frame(kind, stream, length, payload)
 
     def ask(self) -> bool:
         """Asks to be notified of the next frame; returns whether it is there now."""
