@@ -595,6 +595,9 @@ def test_a_side_that_asks_and_never_listens_ends_the_channel(memory):
     async def body():
         ends = Ends(memory)
         ends.links[0].wake = lambda: False
+        answers = ends.links[1]._writer
+        while (room := answers.room()) >= 0:
+            answers.send(Kind.PONG, 0, bytes(room))
         writer = ends.links[0]._writer
         while not ends.failures:
             if writer.room() >= 0:
