@@ -49,9 +49,10 @@ def await_status(
     )
 
 
-def await_start(port: int, timeout: float) -> dict:
-    """Return the status of a guest that boots, once its memory writer and ticker have reported."""
-    return await_status(port, lambda status: bool(status["memory"] and status["ticks"]), timeout=timeout)
+def await_start(port: int, timeout: float, *others: str) -> dict:
+    """Return the status of a guest that boots, once its memory writer, its ticker and `others` have reported."""
+    parts = ("memory", "ticks", *others)
+    return await_status(port, lambda status: all(status[part] for part in parts), timeout=timeout, what="start")
 
 
 def set_rate(port: int, rate: int, timeout: float) -> None:

@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict
 from ansible_collections.vmbeam.xen.plugins.module_utils._file_lock import locked_folder
+from ansible_collections.vmbeam.xen.plugins.module_utils._files import write_private
 from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Clock
 
 # Gone after a reboot, like whatever the lock protected from a second run.
@@ -91,14 +90,7 @@ class HostLock:
             ) from exc
 
     def write(self, lock: Lock) -> None:
-        with tempfile.NamedTemporaryFile("w", dir=self._path.parent, prefix=".lock-", delete=False) as file:
-            try:
-                json.dump(dataclasses.asdict(lock), file)
-                file.flush()
-                os.replace(file.name, self._path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        write_private(self._path, json.dumps(dataclasses.asdict(lock)).encode())
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)

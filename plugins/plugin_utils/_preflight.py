@@ -41,7 +41,7 @@ def silence_problems(plan: dict[str, Any], source: dict[str, Any], destination: 
                 "guest dom0",
                 f"the guest dom0 of {source['name']} does not answer ({source['error'] or 'no answer'}): "
                 "its guests cannot be moved",
-                f"look at its console (xl console {source['name']}), then run again",
+                f"look at its console (/var/log/xen/vmbeam/{source['name']}.console in host dom0), then run again",
             )
         )
     if destination["exists"] and not destination["reachable"] and not plan["destination"]["recreate"]:
@@ -50,7 +50,7 @@ def silence_problems(plan: dict[str, Any], source: dict[str, Any], destination: 
                 "guest dom0",
                 f"the guest dom0 of {destination['name']} does not answer "
                 f"({destination['error'] or 'no answer'}), and guests may run in it",
-                f"look at its console (xl console {destination['name']}); "
+                f"look at its console (/var/log/xen/vmbeam/{destination['name']}.console in host dom0); "
                 "if no guest is in it, destroy it and run again",
             )
         )

@@ -44,7 +44,7 @@ def _find(result: dict[str, Any], source: dict[str, Any], run: dict[str, Any], s
     if not source["reachable"]:
         result["decide"].append(
             f"the guest dom0 of {source['name']} does not answer ({source['error'] or 'no answer'}): look at its "
-            f"console (xl console {source['name']}); its guests run on without it"
+            f"console (/var/log/xen/vmbeam/{source['name']}.console in host dom0); its guests run on without it"
         )
         return
     copies = copies_by_guest(source, NOBODY)

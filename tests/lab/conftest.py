@@ -102,7 +102,7 @@ class Lab:
         print(process.stdout)
         return Result(process.returncode, process.stdout)
 
-    def module(self, name: str, **arguments: object) -> dict:
+    def module(self, name: str, /, **arguments: object) -> dict:
         """Run a module in host dom0 and return its result."""
         return ansible.module(self.machine.name, name, arguments)
 

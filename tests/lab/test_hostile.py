@@ -49,17 +49,39 @@ cat "$tty" > {directory}/{name}.log 2>&1 < /dev/null &
 xl unpause {name}
 """
 
-#: Asks to commit a session on behalf of its source, and ends successfully if that is refused as too early.
-FORCE_COMMIT = """\
-import ctypes, pathlib, sys
+#: Opens libxenctrl in host dom0.
+XENCTRL = """\
+import ctypes, pathlib, struct, sys
 version = pathlib.Path("/sys/hypervisor/version")
 name = ".".join((version / part).read_text().strip() for part in ("major", "minor"))
 xenctrl = ctypes.CDLL("libxenctrl.so." + name, use_errno=True)
 xenctrl.xc_interface_open.restype = ctypes.c_void_p
 handle = ctypes.c_void_p(xenctrl.xc_interface_open(None, None, 0))
+"""
+
+#: Asks to commit a session on behalf of its source, and ends successfully if that is refused as too early.
+FORCE_COMMIT = (
+    XENCTRL
+    + """\
 rc = xenctrl.xc_zerocopy_force_commit(handle, ctypes.c_uint32({session}), ctypes.c_uint32(0))
 sys.exit(0 if rc == -1 and ctypes.get_errno() == {eilseq} else f"rc={{rc}}, errno={{ctypes.get_errno()}}")
 """
+)
+
+#: Prints free_pages of struct xen_sysctl_physinfo (xen/include/public/sysctl.h): nine words of 32 bits, padding and
+#: total_pages come before it.
+FREE_PAGES = (
+    XENCTRL
+    + """\
+info = ctypes.create_string_buffer(512)
+if xenctrl.xc_physinfo(handle, info):
+    sys.exit("xc_physinfo failed")
+print(struct.unpack_from("<Q", info, 48)[0])
+"""
+)
+
+#: Pages that Xen's own pools may keep of a test: 10, 4 and 2 were seen in three that followed each other.
+POOLS = 64
 
 
 def put(lab, path: pathlib.Path, target: str) -> None:
@@ -85,9 +107,9 @@ def alone(machine) -> typing.Iterator[None]:
     destroy(machine, *machine.domains())
 
 
-def free_memory_mb(lab) -> int:
-    """Memory that belongs to nobody, in MiB."""
-    return int(re.search(r"free_memory\s*: (\d+)", lab.host("xl", "info"))[1])
+def free_pages(lab) -> int:
+    """Pages of 4 KiB that belong to nobody."""
+    return int(lab.host("python3", "-c", shlex.quote(FREE_PAGES)))
 
 
 def start(lab, name: str, **options: int) -> None:
@@ -123,7 +145,7 @@ def bind(lab, source: str, destination: str, **options: object) -> None:
 
 
 def set_up(lab, **options: int) -> None:
-    """Two host VMs that misuse their sessions, and a third one whose sessions they must not touch."""
+    """Two host VMs that will misuse their sessions, and a third one whose sessions they must not touch."""
     start(lab, "hostile-a", role=1, seconds=SECONDS, **options)
     start(lab, "hostile-b", role=2, seconds=SECONDS, **options)
     start(lab, "hostile-c", role=0)
@@ -132,13 +154,17 @@ def set_up(lab, **options: int) -> None:
     bind(lab, "a", "b", memory_mb=2, count=2)
     bind(lab, "a", "b", memory_mb=4, count=3)
     bind(lab, "b", "a", memory_mb=4)
+
+
+def begin(lab) -> None:
+    """Give them the channel, for which they wait before they do anything."""
     bind(lab, "a", "b", purpose="channel")
 
 
 def assert_no_forced_commit(lab, source: str, destination: str) -> None:
     """Host dom0 cannot hand a guest over before its source has begun to."""
     pair = {"source": f"hostile-{source}", "destination": f"hostile-{destination}"}
-    [session, *_rest] = lab.module("vmbeam.xen.zero_copy_session", **pair)["sessions"]
+    [session, *_rest] = lab.module("vmbeam.xen.zero_copy_session", **pair, memory_mb=3)["sessions"]
     script = FORCE_COMMIT.format(session=session["session"], eilseq=errno.EILSEQ)
     lab.host("python3", "-c", shlex.quote(script))
 
@@ -168,19 +194,20 @@ def destroy(lab, *names: str) -> None:
 def assert_untouched(lab, free_before: int) -> None:
     """Nothing is left of the host VMs, neither domains nor memory."""
     wait.until(
-        lambda: not lab.domains() and free_memory_mb(lab) == free_before,
+        lambda: not lab.domains() and free_pages(lab) >= free_before - POOLS,
         timeout=60,
         failure=lambda: AssertionError(
-            f"{free_before} MiB were free before, now {free_memory_mb(lab)}; domains: {lab.domains()}"
+            f"{free_before} pages were free before, now {free_pages(lab)}; domains: {lab.domains()}"
         ),
     )
 
 
 def test_misuse_is_refused_and_leaks_nothing(hostile):
-    free = free_memory_mb(hostile)
+    free = free_pages(hostile)
     set_up(hostile, seed=1)
     assert_no_forced_commit(hostile, "c", "b")
-    for match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=120).values():
+    begin(hostile)
+    for match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=600).values():
         assert int(match[1]) > 50
         assert match[2] == "0"
     disturb(hostile)
@@ -197,9 +224,10 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
 
 @pytest.mark.parametrize("first", ["hostile-a", "hostile-b"])
 def test_a_host_vm_dies_in_the_middle(hostile, first):
-    free = free_memory_mb(hostile)
+    free = free_pages(hostile)
     set_up(hostile, seed=2)
-    await_lines(hostile, r"HOSTILE CHECKED", *PAIR, timeout=120)
+    begin(hostile)
+    await_lines(hostile, r"HOSTILE CHECKED", *PAIR, timeout=600)
     bind(hostile, "a", "b", memory_mb=16, count=20)
     (other,) = set(PAIR) - {first}
     destroy(hostile, first)
@@ -212,9 +240,10 @@ def test_a_host_vm_dies_in_the_middle(hostile, first):
 
 def test_an_empty_pool_for_page_tables_does_no_harm(hostile):
     """10: two host VMs use up what they have for page tables; what must be split then fails, or is copied."""
-    free = free_memory_mb(hostile)
+    free = free_pages(hostile)
     set_up(hostile, empty=1)
-    for name, end in await_lines(hostile, r"HOSTILE DONE checks=(\d+) failures=(\d+)", *PAIR, timeout=180).items():
+    begin(hostile)
+    for name, end in await_lines(hostile, r"HOSTILE DONE checks=(\d+) failures=(\d+)", *PAIR, timeout=600).items():
         assert int(end[1]) > 10
         assert end[2] == "0", log_of(hostile, name)
     # With assertions, the hypervisor says once that there is no more.

@@ -71,7 +71,7 @@ def test_guests_with_four_cpus_move_at_the_same_time(fresh):
     for guest in kinds:
         anew = f"sed 's/^vcpus = .*/vcpus = 4/' /etc/xen/guests/{guest}.cfg > /run/{guest}.cfg"
         fresh.lab.guest_dom0("a", f"xl destroy {guest} && {anew} && xl create /run/{guest}.cfg", timeout=300)
-    before = {guest: guests.await_start(kind.http_port, timeout=900) for guest, kind in kinds.items()}
+    before = {guest: guests.await_start(kind.http_port, 900, "disk") for guest, kind in kinds.items()}
     for source, destination in (("a", "b"), ("b", "a")):
         sessions = fresh.sessions(source, destination, count=len(kinds))
         with concurrent.futures.ThreadPoolExecutor(len(kinds)) as pool:

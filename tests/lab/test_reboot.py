@@ -41,7 +41,8 @@ def cut_power(lab) -> None:
 
 def started_anew(lab, before: dict[str, dict]) -> dict[str, dict]:
     """Wait for every guest and check that it was booted since, with all on its disk that was acknowledged before."""
-    after = {name: guests.await_start(guest.http_port, GUEST_BOOT) for name, guest in lab.machine.guests.items()}
+    machine = lab.machine.guests
+    after = {name: guests.await_start(guest.http_port, GUEST_BOOT, "disk") for name, guest in machine.items()}
     for name, status in after.items():
         disk = status["disk"]
         assert status["boot_id"] != before[name]["boot_id"], name

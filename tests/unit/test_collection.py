@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,19 @@ def test_each_role_has_a_scenario_of_molecule():
     # The private one is applied by those of host_hypervisor and guest_hypervisor.
     roles = {role.name for role in ROLES} - {"hypervisor_common"}
     assert roles == {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
+
+
+@pytest.mark.parametrize(
+    ("role", "variable"),
+    [("aging_monitor", "_aging_monitor_files"), ("guest_hypervisor", "_guest_hypervisor_channel_files")],
+)
+def test_what_a_role_installs_of_the_collection_is_complete(role, variable):
+    """What is copied to a dom0 imports nothing of the collection that is not."""
+    installed = set(role_file(ROOT / "roles" / role, "vars/main.yml")[variable])
+    pattern = re.compile(
+        r"^from ansible_collections\.vmbeam\.xen\.plugins\.module_utils(?:\.(\w+))? import (.*)$", re.M
+    )
+    for name in installed:
+        for module, names in pattern.findall((ROOT / "plugins" / "module_utils" / name).read_text()):
+            wanted = [module] if module else names.split(", ")
+            assert {f"{one}.py" for one in wanted} <= installed, name

@@ -358,8 +358,8 @@ def test_a_gate_that_fails_on_the_way_back_keeps_no_other_guest_from_it(machines
     assert machines.where("m1") == {"m1-a": ["app1", "log1", "web1"], "m1-b": ["db1"]}
     report = machines.read("m1", "report")
     assert report["guests_moved_back"] == ["log1"]
-    told = "The undo did not end: app1: gate once does not hold: it ended with 1: ; db1: db1 cannot go to m1-a."
-    assert told in report["failure"]["summary"]
+    told = f"app1: gate once does not hold: sh -c {command} failed with exit code 1: it printed nothing"
+    assert f"The undo did not end: {told}; db1: db1 cannot go to m1-a." in report["failure"]["summary"]
     # Where they are after that.
     assert "Guest app1 is in m1-a (blocked). Guest db1 is in m1-b (blocked)." in report["failure"]["summary"]
     assert machines.read("m1", "state")["run"]["guests"] == ["app1", "db1", "log1", "web1"]

@@ -285,7 +285,7 @@ static double now(void)
 /* Waits until there are all sessions; the channel is the last one. */
 static void find_sessions(void)
 {
-    double deadline = now() + 120;
+    double deadline = now() + 600;
     uint32_t both[2] = {0};
     unsigned int shared = 0;
     struct info info;
@@ -467,7 +467,7 @@ static void known_to_destination(uint32_t own)
 static void meet(void)
 {
     uint16_t closed = role == SOURCE ? INFO_DST_CLOSED : INFO_SRC_CLOSED;
-    double deadline = now() + 120;
+    double deadline = now() + 600;
     struct info info;
 
     expect("ABORT", simple(ABORT, mine, 0), 0);
@@ -492,7 +492,7 @@ static void meet(void)
 /* Waits until a session is in this state, has got that far, and has these flags. */
 static void await(const char *what, uint32_t session, struct info wanted)
 {
-    double deadline = now() + 120;
+    double deadline = now() + 600;
     struct info info;
 
     while (query(session, 0, &info) || info.state != wanted.state || info.offered < wanted.offered ||
