@@ -338,13 +338,15 @@ class Benchmark:
     def throughput(self) -> typing.Iterator[dict[str, typing.Any]]:
         """Yield the MiB/s from the guest dom0 of slot a to that of slot b by each way."""
         channel = self._sessions("a", "b", purpose="channel")[0]
-        yield {"way": "channel", "mib_per_s": self._run("channel", str(channel))}
+        yield {"way": results.CHANNEL, "mib_per_s": self._run("channel", str(channel))}
+        yield {"way": results.PIPES, "mib_per_s": self._run("pipes", str(channel))}
         with self._program("b", "sink", str(PORT)) as sink:
             assert sink.stdout is not None  # noqa: S101 - for the type checker
             if not sink.stdout.readline():
                 raise LabError("throughput: the sink has not started")
-            yield {"way": "network", "mib_per_s": self._run("network", self.machine.slots["b"].address, str(PORT))}
-        yield {"way": "memcpy", "mib_per_s": self._run("memcpy")}
+            address = self.machine.slots["b"].address
+            yield {"way": results.NETWORK, "mib_per_s": self._run("network", address, str(PORT))}
+        yield {"way": results.MEMCPY, "mib_per_s": self._run("memcpy")}
 
     @contextlib.contextmanager
     def _program(self, slot: str, *arguments: str) -> typing.Iterator[subprocess.Popen[str]]:

@@ -6,7 +6,7 @@ import typing
 
 from vmbeam_lab import phases
 
-from .results import BASELINE, METHODS, ZERO_COPY
+from .results import BASELINE, CHANNEL, METHODS, PIPES, ZERO_COPY
 
 _NOTES = f"""\
 The lab emulates every CPU, so its times mean nothing but their ratios. Values are medians; in brackets the least and
@@ -28,6 +28,11 @@ says.
   domains.
 - Calls, pages and entries were counted by the host hypervisor; with stock migration nothing counts them. The bytes that
   it copies are told by those that it sent, each of which is copied several times on its way.
+- Figure 6, `{CHANNEL}`: from memory of one guest dom0's daemon to memory of the other's, with all that a stream takes:
+  one copy into the shared memory, one out of it, a checksum on both sides, flow control. The paper's figure is that of
+  a program in the guest dom0s which transfers data by the memory that they share. `{PIPES}` is from the
+  standard input of a command in one guest dom0 to a command in the other, as migrations go: with what pipes cost, two
+  more copies and another process on the one CPU of each side.
 - The memory in use is the machine's without what is free, looked at every few seconds during each migration. Host VMs
   have theirs all along.
 """

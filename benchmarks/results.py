@@ -25,6 +25,10 @@ BASELINE = "precopy-ssh"
 ZERO_COPY = "zero-copy"
 COPIES = tuple(method for method in METHODS if method != ZERO_COPY)
 
+#: Ways of throughput. CHANNEL is its own: from memory of one guest dom0 to memory of the other, as memcpy goes. PIPES
+#: is between commands, as all that uses the channel is: with their pipes.
+CHANNEL, PIPES, NETWORK, MEMCPY = WAYS = ("channel", "channel through pipes", "network", "memcpy")
+
 #: Kinds of records. Each record has `method`, and either what was measured or `failed`, the reason; then also
 #: `more_than_seconds` if it was broken off at the time limit. Those of throughput have `way` and `mib_per_s`.
 KINDS = ("by_size", "by_rate", "web", "others", "throughput")
@@ -225,12 +229,17 @@ def _rows(records: list[dict[str, typing.Any]], by: str, part: Part) -> list[dic
 
 def throughput(records: list[dict[str, typing.Any]]) -> dict[str, typing.Any]:
     """Return figure 6: the summary of each way, and the channel's ratios to the others."""
-    ways = {way: summary(of(records, way=way), "mib_per_s") for way in ("network", "channel", "memcpy")}
+    ways = {way: summary(of(records, way=way), "mib_per_s") for way in WAYS}
     return {
         "title": "Throughput between two guest dom0s",
         "unit": "MiB/s",
         "ways": {way: found for way, found in ways.items() if found},
-        "ratios": {f"channel / {way}": ratio(ways["channel"], ways[way]) for way in ("network", "memcpy")},
+        "ratios": {
+            f"{way} / {other}": ratio(ways[way], ways[other])
+            for way in (CHANNEL, PIPES)
+            for other in (NETWORK, MEMCPY)
+            if ways[way]
+        },
     }
 
 

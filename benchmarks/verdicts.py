@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 
 from . import results
-from .results import BASELINE, COPIES, ZERO_COPY, Records, of, ratio, summary
+from .results import BASELINE, CHANNEL, COPIES, MEMCPY, ZERO_COPY, Records, of, ratio, summary
 
 GIB = 1024
 #: Pages per second of the busy guest, and the share of it that the guest has to manage to.
@@ -119,8 +119,8 @@ def _calls(records: Records) -> Found | str:
 
 
 def _channel(records: Records) -> Found | str:
-    ways = {way: summary(of(records["throughput"], way=way), "mib_per_s") for way in ("channel", "memcpy")}
-    return _told(ratio(ways["channel"], ways["memcpy"]), "needs the throughput", _n(**ways))
+    ways = {way: summary(of(records["throughput"], way=way), "mib_per_s") for way in (CHANNEL, MEMCPY)}
+    return _told(ratio(ways[CHANNEL], ways[MEMCPY]), "needs the throughput", _n(**ways))
 
 
 #: As the project's requirements say.

@@ -23,6 +23,7 @@ usage: vmbeam-channel receive GUEST [SESSION]   have the other host VM receive a
 GUEST "exec vmbeam-channel receive GUEST"
        vmbeam-channel list [SESSION]            the other host VM's domains
        vmbeam-channel discard [SESSION]         send standard input there, for nothing
+       vmbeam-channel measure [SESSION]         how fast memory gets there, as JSON
        vmbeam-channel status                    the channels, as JSON
        vmbeam-channel serve                     the daemon
 SESSION names the channel if there are several."""
@@ -38,7 +39,7 @@ def _request(arguments: list[str]) -> dict[str, object] | None:
         if not arguments:
             return None
         request["guest"] = arguments.pop(0)
-    elif request["command"] not in ("list", "discard", "status"):
+    elif request["command"] not in ("list", "discard", "measure", "status"):
         return None
     if arguments:
         if not arguments[0].isdigit():
@@ -66,7 +67,7 @@ def main() -> None:
             daemon.connect(SOCKET)
         except OSError as exc:
             _fail(f"{SOCKET}: {exc.strerror}. Is the service vmbeam-channel running?")
-        fds = [] if request["command"] == "status" else [0, 1, 2]
+        fds = [] if request["command"] in ("measure", "status") else [0, 1, 2]
         socket.send_fds(daemon, [json.dumps(request).encode()], fds)
         # The daemon has copies: without ours, whoever is at the other end notices when it closes them.
         for fd in fds[:2]:

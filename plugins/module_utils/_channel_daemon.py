@@ -21,17 +21,20 @@ import json
 import logging
 import os
 import shlex
+import signal
 import socket
 import stat
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_link import STREAMS, Kind, Link, Stream
+from ansible_collections.vmbeam.xen.plugins.module_utils._channel_measure import Drain, Supply
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_pages import Interrupt, Pages
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     PAGE,
@@ -58,6 +61,8 @@ BUSY_DELAY, BUSY_TURNS = 0.25, 120
 #: Seconds, at least, between two looks for channels that are new or over.
 LOOK_ROUND = 1.0
 REQUEST = 4096
+#: Seconds that a measurement of a channel takes.
+MEASURED = 10.0
 #: Bytes of output, and of errors, that a client takes: no command has that much to say.
 OUTPUT = 1 << 20
 _log = logging.getLogger("vmbeam-channel")
@@ -67,9 +72,9 @@ _log = logging.getLogger("vmbeam-channel")
 class Command:
     """What can be run.
 
-    arguments: makes an argument vector of a request, or raises ValueError. to: the side that runs it, or None.
-    service: whether it takes a service of its own, because it leaves something behind, or does what this daemon, being
-    confined, cannot. That costs half a second.
+    arguments: makes an argument vector of a request, or raises ValueError; an empty one if the daemon itself does it.
+    to: the side that runs it, or None. service: whether it takes a service of its own, because it leaves something
+    behind, or does what this daemon, being confined, cannot. That costs half a second.
     """
 
     arguments: Callable[[dict[str, Any]], list[str]]
@@ -96,8 +101,9 @@ SERVICE = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", "-p", "Kil
 COMMANDS = {
     "receive": Command(_receive, to=1, service=True),
     "list": Command(lambda _request: ["xl", "list", "-v"], takes_input=False),
-    # To measure the channel.
+    # To measure the channel, with and without what pipes cost.
     "discard": Command(lambda _request: ["dd", "of=/dev/null", "bs=1M", "status=none"]),
+    "measure": Command(lambda _request: []),
 }
 
 
@@ -125,6 +131,7 @@ class Channel:
         self._busy_turns = 0
         self._children = 0
         self._over = False
+        self._draining = False
         self.link: Link | None = None
         self.session = pages.session
 
@@ -188,10 +195,13 @@ class Channel:
             _log.error("channel %d cannot be closed: %s", self.session, exc)
         self._ended(self)
 
+    def _up(self) -> Link:
+        return cast(Link, self.link)
+
     def call(self, request: dict[str, Any], fds: list[int], done: Callable[[int | str], None]) -> Stream:
         """Has the other side run a command; takes the descriptors out of the list. Raises ValueError."""
         takes_input = command(request, 1 - self._pages.side)[0].takes_input
-        stream = cast(Link, self.link).call(request, done)
+        stream = self._up().call(request, done)
         standard_input, output, error = fds
         fds.clear()
         if not takes_input:
@@ -207,6 +217,8 @@ class Channel:
     def _run(self, stream: Stream, request: dict[str, Any]) -> Callable[[int | str], None]:
         """Runs a command for the other side; returns what is to be called when the stream ends."""
         kind, argv = command(request, self._pages.side)
+        if not argv:
+            return self._drain(stream)
         if self._children >= STREAMS:
             raise ValueError(f"{STREAMS} commands have not ended yet. Try again later.")
         child = subprocess.Popen(
@@ -235,6 +247,24 @@ class Channel:
         def done(outcome: int | str) -> None:
             # The command has lost its pipes then, and tidies up by itself.
             _log.info("stream %d: %s", stream.number, f"exit code {outcome}" if isinstance(outcome, int) else outcome)
+
+        return done
+
+    def measure(self, request: dict[str, Any], supply: Supply, done: Callable[[int | str], None]) -> Stream:
+        """Has the other side take a supply."""
+        stream = self._up().call(request, done)
+        stream.attach(sources={Kind.DATA: supply}, sinks={})
+        return stream
+
+    def _drain(self, stream: Stream) -> Callable[[int | str], None]:
+        """Takes a stream into memory; one at a time, because that is not little."""
+        if self._draining:
+            raise ValueError("another measurement is at work. Try again later.")
+        self._draining = True
+        stream.attach(sources={}, sinks={Kind.DATA: partial(Drain, lambda: stream.exited(0))})
+
+        def done(_outcome: int | str) -> None:
+            self._draining = False
 
         return done
 
@@ -286,6 +316,14 @@ class Daemon:
             task = asyncio.create_task(self._client(connection))
             clients.add(task)
             task.add_done_callback(clients.discard)
+
+    def close(self) -> None:
+        """Ends all channels.
+
+        A page that Linux is told to free while it is lent it gets back later, at ten pages a second.
+        """
+        for channel in list(self._channels.values()):
+            channel.fail("this daemon stops")
 
     def _tidy(self) -> None:
         """Ends channels that an earlier daemon left: their memory is lost to us, and the other side waits."""
@@ -364,22 +402,20 @@ class Daemon:
     async def _serve_client(self, request: dict[str, Any], fds: list[int], connection: socket.socket) -> dict[str, Any]:
         if request.get("command") == "status":
             return {"channels": [channel.status() for channel in self._channels.values()]}
+        if request.get("command") == "measure":
+            return await self._measure(request, connection)
         if len(fds) != 3:
             raise ValueError("three descriptors are needed")
         for number, fd in enumerate(fds):
             fds[number] = _of_our_own(fd, os.O_WRONLY if number else os.O_RDONLY)
         channel = await self._channel(request.pop("session", None))
-        outcome: asyncio.Future[int | str] = asyncio.get_running_loop().create_future()
-        stream = channel.call(request, fds, outcome.set_result)
-        gone = asyncio.ensure_future(_ready(connection))
-        ends: list[asyncio.Future[Any]] = [outcome, gone]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if not outcome.done():
-            stream.reset("the client has gone")
-        gone.cancel()
-        await asyncio.wait(ends)
-        result = outcome.result()
-        return {"code": result} if isinstance(result, int) else {"error": result}
+        return await _outcome(partial(channel.call, request, fds), connection)
+
+    async def _measure(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
+        channel = await self._channel(request.pop("session", None))
+        supply = Supply(MEASURED)
+        answer = await _outcome(partial(channel.measure, request, supply), connection)
+        return supply.result() if answer == {"code": 0} else answer
 
     async def _channel(self, session: int | None) -> Channel:
         """The channel, once it is up; ValueError if there is none."""
@@ -397,6 +433,21 @@ class Daemon:
                 return channel
         what = "no channel" if session is None else f"no channel {session}"
         raise ValueError(f"session: there is {what} that is up. Does vmbeam-channel run in the other host VM?")
+
+
+async def _outcome(call: Callable[[Callable[[int | str], None]], Stream], connection: socket.socket) -> dict[str, Any]:
+    """What a client is told of its stream in the end; the stream does not outlive the client."""
+    outcome: asyncio.Future[int | str] = asyncio.get_running_loop().create_future()
+    stream = call(outcome.set_result)
+    gone = asyncio.ensure_future(_ready(connection))
+    ends: list[asyncio.Future[Any]] = [outcome, gone]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if not outcome.done():
+        stream.reset("the client has gone")
+    gone.cancel()
+    await asyncio.wait(ends)
+    result = outcome.result()
+    return {"code": result} if isinstance(result, int) else {"error": result}
 
 
 async def _ready(connection: socket.socket) -> None:
@@ -424,7 +475,14 @@ def serve() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     async def main() -> None:
-        await Daemon().serve()
+        daemon = Daemon()
+        serving = asyncio.ensure_future(daemon.serve())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+        try:
+            with suppress(asyncio.CancelledError):
+                await serving
+        finally:
+            daemon.close()
 
     try:
         checksum()

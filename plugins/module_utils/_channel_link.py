@@ -18,10 +18,11 @@ import json
 import os
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import IntEnum
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     LIMIT,
@@ -31,11 +32,13 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     Writer,
 )
 
-#: Bytes of a stream that the receiver keeps when whom they are for does not take them: more than is in a ring, so that
-#: a stream that is taken never waits for credit.
-WINDOW = 1 << 22
-#: Of a channel; with WINDOW they bound what a daemon keeps, to 128 MiB.
+#: Bytes of a stream that the receiver keeps when whom they are for does not take them.
+WINDOW = 1 << 21
+#: Of a channel.
 STREAMS = 32
+#: How many streams, of those that pass much, have how much more: with it more than is in a ring, so that a stream that
+#: is taken does not wait for credit, and is rarely told of it. A daemon keeps at most 120 MiB of a channel so.
+WIDE, MORE = 4, 14 << 20
 #: Bytes of a request, an outcome or a credit.
 CONTROL_LIMIT = 4096
 #: Frames that wait for room; the other side does not take what it is sent if there are more.
@@ -46,6 +49,8 @@ GRAIN = LIMIT // 8
 PIPE = 1 << 20
 #: Frames to take before others in this process have their turn.
 TURNS = 8
+#: Frames to send, if there is so much at hand, before the other side is notified of them: half a ring.
+BATCH = 2
 #: Seconds without a sign of life until the other side is asked for one, and until it is given up.
 QUIET, DEAD = 20.0, 60.0
 _CREDIT = struct.Struct("<I")
@@ -72,7 +77,60 @@ def _widen(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE)
 
 
-class _Sink:
+class Source(Protocol):
+    """Where a stream has from what it sends."""
+
+    def watch(self, readable: Callable[[], None]) -> None:
+        """Calls it whenever there is something to read, until unwatch(); PermissionError if that cannot be told."""
+
+    def unwatch(self) -> None: ...
+
+    def read(self, pieces: tuple[memoryview, ...]) -> int:
+        """Fills some of that; returns how much, 0 at the end; raises OSError, BlockingIOError if there is nothing."""
+
+    def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Where a stream puts what it receives. It tells the stream what it has taken, and if it will take no more."""
+
+    open: bool
+
+    def write(self, pieces: tuple[memoryview, ...]) -> None:
+        """Takes that, which is valid only during the call."""
+
+    def end(self, then: Callable[[], None]) -> None:
+        """Closes it when all is taken, and calls that."""
+
+    def close(self) -> None: ...
+
+
+class _FdSource:
+    """Reads from a descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._watched = False
+
+    def watch(self, readable: Callable[[], None]) -> None:
+        asyncio.get_running_loop().add_reader(self._fd, readable)
+        self._watched = True
+
+    def unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            asyncio.get_running_loop().remove_reader(self._fd)
+
+    def read(self, pieces: tuple[memoryview, ...]) -> int:
+        return os.readv(self._fd, pieces)
+
+    def close(self) -> None:
+        self.unwatch()
+        os.close(self._fd)
+
+
+class _FdSink:
     """Writes to a descriptor as it takes it."""
 
     def __init__(self, fd: int, taken: Callable[[int], None], broken: Callable[[], None]) -> None:
@@ -161,12 +219,14 @@ def _without(done: int, pieces: tuple[memoryview, ...]) -> list[memoryview]:
     return left
 
 
-class Stream:
-    """One command, on either side.
+#: Of what to call with the bytes that were taken, and what when no more will be.
+MakeSink = Callable[[Callable[[int], None], Callable[[], None]], Sink]
 
-    source: descriptor to read what is sent as DATA; it, out and error are closed by the stream. error: on the
-    calling side where ERROR is written, on the other where it is read. done: called once, with the exit code or with
-    the reason of a failure.
+
+class Stream:
+    """One command, on either side. It closes its sources and sinks.
+
+    done: called once, with the exit code or with the reason of a failure.
     """
 
     def __init__(self, link: Link, number: int, done: Callable[[int | str], None]) -> None:
@@ -176,28 +236,32 @@ class Stream:
         self.ours = number % 2 == link.side
         self._done: Callable[[int | str], None] | None = done
         self._credit = WINDOW
+        #: Bytes that this side may keep.
+        self.window = WINDOW
         self._owed = 0
         self._received = 0
         self._limit: int | None = None
-        self._sinks: dict[int, _Sink] = {}
-        self._sources: dict[int, int] = {}  # kind: descriptor
+        self._sinks: dict[int, Sink] = {}
+        self._sources: dict[int, Source] = {}
         self._paused = True
         self._exit: int | None = None
 
-    def attach(self, *, sources: dict[int, int], sinks: dict[int, int], limit: int | None = None) -> None:
-        """Joins descriptors to the stream, by the kind of frame that carries what passes.
+    def attach(
+        self, *, sources: Mapping[int, int | Source], sinks: Mapping[int, int | MakeSink], limit: int | None = None
+    ) -> None:
+        """Joins descriptors, or others, to the stream, by the kind of frame that carries what passes.
 
         limit: bytes to receive at most.
         """
         self._limit = limit
-        for fds in (sources, sinks):
-            if Kind.DATA in fds:
-                _widen(fds[Kind.DATA])
-        for kind, fd in sinks.items():
-            self._sinks[kind] = _Sink(fd, self._taken, self._broken)
-        for kind, fd in sources.items():
-            os.set_blocking(fd, False)
-            self._sources[kind] = fd
+        for ends in (sources, sinks):
+            if isinstance(end := ends.get(Kind.DATA), int):
+                _widen(end)
+        for kind, sink in sinks.items():
+            make = partial(_FdSink, sink) if isinstance(sink, int) else sink
+            self._sinks[kind] = make(self._taken, self._broken)
+        for kind, source in sources.items():
+            self._sources[kind] = _FdSource(source) if isinstance(source, int) else source
         self.resume()
 
     def exited(self, code: int) -> None:
@@ -223,10 +287,10 @@ class Stream:
 
     def receive(self, frame: Frame) -> None:
         if frame.kind in (Kind.DATA, Kind.ERROR):
-            size = sum(map(len, frame.payload))
+            size = frame.length
             self._owed += size
             self._received += size
-            if self._owed > WINDOW:
+            if self._owed > self.window:
                 raise ProtocolError(f"Stream {self.number} was sent more than there is room for.")
             if self._limit is not None and self._received > self._limit:
                 self.reset(f"the other side has more to say than {self._limit} bytes")
@@ -238,7 +302,7 @@ class Stream:
                 self._taken(size)
         elif frame.kind == Kind.CREDIT:
             self._credit += _credit(frame)
-            if self._credit > WINDOW:
+            if self._credit > WINDOW + MORE:
                 raise ProtocolError(f"Stream {self.number} was given more credit than there is.")
             self.resume()
         elif frame.kind == Kind.END:
@@ -254,43 +318,44 @@ class Stream:
 
     def resume(self) -> None:
         """Reads on, if there is room again."""
-        if self._paused and self._credit and self._link.room():
+        if self._paused and self._sources and self._credit and self._link.room():
             self._paused = False
-            loop = asyncio.get_running_loop()
             try:
-                for kind, fd in self._sources.items():
-                    loop.add_reader(fd, self._readable, kind, fd)
+                for kind, source in self._sources.items():
+                    source.watch(partial(self._readable, kind, source))
             except PermissionError:
                 # A file, or /dev/null. Later, because the caller may have more to attach.
-                loop.call_soon(self.reset, "standard input is nothing that can be waited for. Use a pipe.")
+                reason = "standard input is nothing that can be waited for. Use a pipe."
+                asyncio.get_running_loop().call_soon(self.reset, reason)
 
     # --- our own
 
     def _pause(self) -> None:
         if not self._paused:
             self._paused = True
-            for fd in self._sources.values():
-                asyncio.get_running_loop().remove_reader(fd)
+            for source in self._sources.values():
+                source.unwatch()
 
-    def _readable(self, kind: int, fd: int) -> None:
-        room = min(self._credit, self._link.room())
-        if room <= 0:
-            self._pause()
-            return
-        try:
-            length = self._link.pour(kind, self.number, fd, room)
-        except BlockingIOError:
-            return
-        except OSError:
-            length = 0
-        self._credit -= length
-        if not length:
-            self._ended(kind, fd)
+    def _readable(self, kind: int, source: Source) -> None:
+        for _turn in range(BATCH):
+            room = min(self._credit, self._link.room())
+            if room <= 0:
+                self._pause()
+                break
+            try:
+                length = self._link.pour(kind, self.number, source, room)
+            except BlockingIOError:
+                break
+            except OSError:
+                length = 0
+            self._credit -= length
+            if not length:
+                self._ended(kind)
+                break
+        self._link.tell()
 
-    def _ended(self, kind: int, fd: int) -> None:
-        asyncio.get_running_loop().remove_reader(fd)
-        del self._sources[kind]
-        os.close(fd)
+    def _ended(self, kind: int) -> None:
+        self._sources.pop(kind).close()
         if kind == Kind.DATA:
             self._link.post(Kind.END, self.number)
         self._finish()
@@ -322,9 +387,8 @@ class Stream:
         # Else it is a command that has read enough; what comes of it tells its exit code.
 
     def _close(self) -> None:
-        self._pause()
-        for fd in self._sources.values():
-            os.close(fd)
+        for source in self._sources.values():
+            source.close()
         self._sources.clear()
         for sink in self._sinks.values():
             sink.close()
@@ -360,6 +424,7 @@ class Link:
         self._next = side
         self._outbox: deque[tuple[int, int, bytes]] = deque()
         self._credits: dict[int, int] = {}
+        self._wide = 0
         self._heard = asyncio.get_running_loop().time()
         self._pulse: asyncio.TimerHandle | None = None
         self.dead: str | None = None
@@ -393,7 +458,7 @@ class Link:
                     break
                 self._handle(frame)
                 self._reader.release()
-                self._tell()
+                self.tell()
                 taken = True
             else:
                 more = True
@@ -430,14 +495,22 @@ class Link:
             asyncio.get_running_loop().call_soon(self.fail, f"protocol error: {exc}")
             return 0
 
-    def pour(self, kind: int, number: int, fd: int, room: int) -> int:
-        """Reads from a descriptor right into the ring; returns the length, 0 at its end."""
-        length = os.readv(fd, self._writer.space(room))
+    def pour(self, kind: int, number: int, source: Source, room: int) -> int:
+        """Reads from a source right into the ring; returns the length, 0 at its end. Call tell() then."""
+        length = source.read(self._writer.space(room))
         if length:
             self._writer.publish(kind, number, length)
             self.bytes["sent"] += length
-            self._tell()
         return length
+
+    def tell(self) -> None:
+        """Notifies the other side if it waits for what has just changed: so the two work side by side."""
+        if self.dead or not (self._writer.due() | self._reader.due()):
+            return
+        try:
+            self._notify()
+        except OSError as exc:
+            asyncio.get_running_loop().call_soon(self.fail, f"the other side cannot be notified: {exc}")
 
     def post(self, kind: int, number: int, payload: bytes = b"") -> None:
         """Sends a frame as soon as there is room."""
@@ -456,12 +529,17 @@ class Link:
             return
         due = self._credits.get(stream.number, 0) + size
         self._credits[stream.number] = due
-        if due >= WINDOW // 2:
+        if due >= stream.window // 2:
             del self._credits[stream.number]
+            if stream.window == WINDOW and self._wide < WIDE:
+                self._wide += 1
+                stream.window += MORE
+                due += MORE
             self.post(Kind.CREDIT, stream.number, _CREDIT.pack(due))
 
     def forget(self, stream: Stream) -> None:
-        self._streams.pop(stream.number, None)
+        if self._streams.pop(stream.number, None) and stream.window > WINDOW:
+            self._wide -= 1
         self._credits.pop(stream.number, None)
 
     # --- our own
@@ -475,7 +553,7 @@ class Link:
             self._called(frame)
         elif stream := self._streams.get(frame.stream):
             if frame.kind == Kind.DATA:
-                self.bytes["received"] += sum(map(len, frame.payload))
+                self.bytes["received"] += frame.length
             stream.receive(frame)
         # Else it has ended on this side, which the other one did not know yet.
 
@@ -505,21 +583,12 @@ class Link:
                 if self._writer.room() < length and not self._writer.ask(length):
                     return
                 self._writer.send(*self._outbox.popleft())
-                self._tell()
+                self.tell()
             if self.room():
                 for stream in list(self._streams.values()):
                     stream.resume()
         except ProtocolError as exc:
             self.fail(f"protocol error: {exc}")
-
-    def _tell(self) -> None:
-        """Notifies the other side at once if it waits for what has just changed: so the two work side by side."""
-        if self.dead or not (self._writer.due() | self._reader.due()):
-            return
-        try:
-            self._notify()
-        except OSError as exc:
-            asyncio.get_running_loop().call_soon(self.fail, f"the other side cannot be notified: {exc}")
 
     def _watch(self) -> None:
         """Looks after the other side, as long as there are streams."""
@@ -544,7 +613,7 @@ class Link:
 
 def _control(frame: Frame) -> bytes:
     """The payload of a frame that is not data."""
-    if sum(map(len, frame.payload)) > CONTROL_LIMIT:
+    if frame.length > CONTROL_LIMIT:
         raise ProtocolError(f"A frame of kind {frame.kind} is larger than {CONTROL_LIMIT} bytes.")
     return frame.data()
 

@@ -37,6 +37,17 @@ _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, 
 _VIRQ = 17
 
 
+def runs(offsets: list[int]) -> list[tuple[int, int, int]]:
+    """Pages that the file has side by side too: index of the first, how many, and the first one's offset."""
+    found: list[tuple[int, int, int]] = []
+    for index, offset in enumerate(offsets):
+        if found and offset == found[-1][2] + found[-1][1] * PAGE:
+            found[-1] = (found[-1][0], found[-1][1] + 1, found[-1][2])
+        else:
+            found.append((index, 1, offset))
+    return found
+
+
 class Interrupt:
     """VIRQ_ZEROCOPY. Only one process of a dom0 can have it: OSError EEXIST."""
 
@@ -118,15 +129,15 @@ class Pages:
     def _map(self) -> None:
         """Maps the pages side by side, and gives back those that are not needed."""
         size = self.frames * PAGE
-        # Reserves the range, which is then taken page by page; and ends the mapping of all when it goes.
+        # Reserves the range, which is then taken piece by piece; and ends the mapping of all when it goes.
         whole = mmap.mmap(-1, size)
         start = ctypes.addressof(ctypes.c_char.from_buffer(whole))
         flags = mmap.MAP_SHARED | _MAP_FIXED
-        for index, (_gref, offset) in enumerate(self._pages):
-            at = start + index * PAGE
-            if _mmap(at, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, self._file, offset) != at:
+        for first, count, offset in runs([offset for _gref, offset in self._pages]):
+            at = start + first * PAGE
+            if _mmap(at, count * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, self._file, offset) != at:
                 code = ctypes.get_errno()
-                raise OSError(code, f"a page of the channel cannot be mapped: {os.strerror(code)}")
+                raise OSError(code, f"pages of the channel cannot be mapped: {os.strerror(code)}")
         self.memory = memoryview(whole)
         self._release()
 

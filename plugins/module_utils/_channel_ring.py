@@ -12,7 +12,8 @@ Layout of the memory, which the source of the session lends, in pages of 4 KiB; 
 - then a ring for what the source sends, and one of the same size for what the destination sends.
 
 An index counts bytes since the beginning and never wraps; it is written by one side only. A frame is a header
-and a payload, side by side, and wraps at the ring's end. Its writer moves the index only past whole frames.
+and a payload, side by side, each at a cache line; payloads wrap at the ring's end. The writer moves the index only past
+whole frames.
 
 The other side is not trusted: it can change any of this at any time. So each side keeps its own indices, checks
 the other's at each use, and looks at a header only in a copy. Payloads are opaque here. x86 keeps the order in which
@@ -32,21 +33,23 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PAGE = 4096
 MAGIC = 0x4C45_4E4E_4148_4342
-VERSION = 2
-#: Bytes of a frame's payload.
-LIMIT = 1 << 20
+VERSION = 3
+#: Bytes of a frame's payload: what it takes to handle a frame, after whose payload nothing of the program is left in
+#: the caches of the CPU, must be little beside copying it.
+LIMIT = 1 << 21
 
-# Kind, zero, stream, length, sequence, zero; then the checksum of that and of the payload.
-_HEADER = struct.Struct("<BBHIIIQ")
+# Kind, zero, stream, length, sequence, zero; then the checksum of that and of the payload; the rest of a cache line.
+_HEADER = struct.Struct("<BBHIIIQ40x")
 _CHECK = struct.Struct("<Q")
 # Bytes of the header before the checksum.
 _CHECKED = struct.calcsize("<BBHIII")
-# Frames begin at words: what is copied then is, too.
-_WORD = 8
+# Headers and payloads begin at cache lines: where it is not at a multiple of 16 bytes, copying a payload takes half as
+# long again.
+_LINE = _HEADER.size
 _HELLO = struct.Struct("<QII")
 # In the control page, by sender: source, destination. Indices are at words of 64 bits, hellos at bytes.
 _PRODUCED = (16, 32)
@@ -70,12 +73,12 @@ def geometry(frames: int) -> int:
     return pages * PAGE
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """kind: see _channel_link. payload: one or two pieces of the shared memory, valid until Reader.release()."""
 
     kind: int
     stream: int
+    length: int
     payload: tuple[memoryview, ...]
 
     def data(self) -> bytes:
@@ -106,7 +109,7 @@ def checksum() -> Callable[[int, int, int], int]:
 
 def _frame_size(length: int) -> int:
     """What a frame with such a payload takes."""
-    return (_HEADER.size + length + _WORD - 1) & -_WORD
+    return (_LINE + length + _LINE - 1) & -_LINE
 
 
 class _Ring:
@@ -126,6 +129,8 @@ class _Ring:
 
     def _passed(self, awaited_at: int) -> bool:
         """Whether this side's index has passed the one that the other side waits for, since the last call."""
+        if self._told == self._index:
+            return False
         _fence()
         told, self._told = self._told, self._index
         return told <= self._words[awaited_at] < self._index
@@ -156,7 +161,7 @@ class Writer(_Ring):
     def room(self) -> int:
         """Bytes that the payload of a frame may have now, at most LIMIT; negative if not even an empty one fits."""
         used = self._between(self._words[self._consumed_at], self._index)
-        return min(LIMIT, ((self._size - used) & -_WORD) - _HEADER.size)
+        return min(LIMIT, ((self._size - used) & -_LINE) - _LINE)
 
     def ask(self, length: int) -> bool:
         """Asks to be notified when there is room for that much in half an empty ring; returns whether there is now.
@@ -181,10 +186,8 @@ class Writer(_Ring):
         """Sends the frame whose payload is in space()."""
         header = _HEADER.pack(kind, 0, stream, length, self._sequence, 0, 0)[:_CHECKED]
         header += _CHECK.pack(self._check(header, self._index + _HEADER.size, length))
-        done = 0
-        for piece in self._pieces(self._index, _HEADER.size):
-            piece[:] = header[done : done + len(piece)]
-            done += len(piece)
+        (place,) = self._pieces(self._index, len(header))
+        place[:] = header
         self._index += _frame_size(length)
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         self._words[self._produced_at] = self._index
@@ -210,7 +213,8 @@ class Reader(_Ring):
             return None
         if available < _HEADER.size:
             raise ProtocolError("Half a header was sent.")
-        header = b"".join(self._pieces(self._index, _HEADER.size))
+        (place,) = self._pieces(self._index, _HEADER.size)
+        header = bytes(place)
         kind, zero, stream, length, sequence, zero_too, check = _HEADER.unpack(header)
         if zero or zero_too or length > LIMIT or _frame_size(length) > available or sequence != self._sequence:
             raise ProtocolError(f"A bad header was sent: {header.hex()}.")
@@ -219,7 +223,7 @@ class Reader(_Ring):
             raise ProtocolError(f"Frame {sequence} has checksum {found:016x}, not {check:016x}.")
         payload = self._pieces(self._index + _HEADER.size, length)
         self._length = _frame_size(length)
-        return Frame(kind, stream, payload)
+        return Frame(kind, stream, length, payload)
 
     def ask(self) -> bool:
         """Asks to be notified of the next frame; returns whether it is there now."""

@@ -10,17 +10,29 @@ import mmap
 import multiprocessing
 import os
 import select
+import socket
 import struct
 import subprocess
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from ansible_collections.vmbeam.xen.plugins.module_utils import (
     _channel_client,
     _channel_daemon,
     _channel_link,
+    _channel_measure,
 )
-from ansible_collections.vmbeam.xen.plugins.module_utils._channel_link import PIPE, WINDOW, Kind, Link
+from ansible_collections.vmbeam.xen.plugins.module_utils._channel_link import (
+    BATCH,
+    MORE,
+    PIPE,
+    WIDE,
+    WINDOW,
+    Kind,
+    Link,
+)
+from ansible_collections.vmbeam.xen.plugins.module_utils._channel_pages import runs
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     LIMIT,
     PAGE,
@@ -32,9 +44,11 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     greeted,
 )
 
-FRAMES = 1 + 2 * 513
+FRAMES = 1 + 2 * (2 * LIMIT // PAGE + 1)
 SIZE = geometry(FRAMES)
-HEADER = 24
+HEADER = 64
+#: Bytes of it that say something.
+FIELDS = 24
 PATIENCE = 20.0
 
 
@@ -98,7 +112,7 @@ def test_a_consumer_that_claims_what_was_never_sent_is_refused(memory):
         writer.room()
 
 
-@pytest.mark.parametrize("at", range(HEADER + 4))
+@pytest.mark.parametrize("at", [*range(FIELDS), *range(HEADER, HEADER + 4)])
 def test_any_changed_byte_is_noticed(memory, at):
     reader, writer = rings(memory)
     writer.send(Kind.DATA, 3, b"abcd")
@@ -147,6 +161,11 @@ def test_handshake():
 def test_a_channel_can_be_too_small():
     with pytest.raises(ProtocolError, match="too small"):
         geometry(9)
+
+
+def test_pages_are_mapped_together_where_the_file_has_them_together():
+    assert runs([0, PAGE, 2 * PAGE, 9 * PAGE, 4 * PAGE, 5 * PAGE]) == [(0, 3, 0), (3, 1, 9 * PAGE), (4, 2, 4 * PAGE)]
+    assert runs([]) == []
 
 
 # --- notifications
@@ -421,7 +440,7 @@ def test_more_than_there_is_room_for_ends_the_channel(memory):
         writer = ends.links[0]._writer
         # It would notice that it is given credit for what it had none for.
         ends.links[0].wake = lambda: False
-        left = WINDOW + LIMIT + PIPE
+        left = WINDOW + MORE + LIMIT + PIPE
         while left > 0 and not ends.failures:
             if writer.room() >= LIMIT:
                 writer.send(Kind.DATA, 0, bytes(LIMIT))
@@ -432,6 +451,76 @@ def test_more_than_there_is_room_for_ends_the_channel(memory):
         ends.children[0].kill()
         ends.links[0].fail("test")
         assert await outcome == "test"
+
+    within(body())
+
+
+def test_some_streams_may_have_more_in_flight_and_all_of_them_not_too_much(memory):
+    async def body():
+        ends = Ends(memory)
+        calls = [ends.call("cat > /dev/null") for _stream in range(WIDE + 2)]
+        fed = [
+            asyncio.to_thread(_pour, to, WINDOW + MORE if number else 4096)
+            for number, (_stream, (to, _out, _err), _outcome) in enumerate(calls)
+        ]
+        windows: set[int] = set()
+        gathered = asyncio.gather(*fed)
+        while not gathered.done():
+            windows.add(sum(stream.window - WINDOW for stream in ends.links[1]._streams.values()))
+            await asyncio.sleep(0)
+        assert max(windows) == WIDE * MORE
+        assert await asyncio.gather(*(outcome for _stream, _pipes, outcome in calls)) == [0] * len(calls)
+        assert not ends.failures
+        assert ends.links[1]._wide == 0
+
+    within(body())
+
+
+def _pour(fd: int, size: int) -> None:
+    with open(fd, "wb") as pipe:
+        pipe.write(bytes(size))
+
+
+class Plenty:
+    """A source that has so many frames at hand; then nothing, for now."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+
+    def watch(self, readable) -> None:
+        asyncio.get_running_loop().call_soon(readable)
+
+    def unwatch(self) -> None:
+        pass
+
+    def read(self, pieces) -> int:
+        if not self.frames:
+            raise BlockingIOError
+        self.frames -= 1
+        return min(8, len(pieces[0]))
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_other_side_is_notified_of_frames_together(memory):
+    async def body():
+        ends = Ends(memory)
+        outcome = asyncio.get_running_loop().create_future()
+        stream = ends.links[0].call({"shell": "cat > /dev/null"}, outcome.set_result)
+        while not ends.links[1].streams:
+            await asyncio.sleep(0)
+        ends.notifications = 0
+        sent = ends.links[0].bytes["sent"]
+        plenty = Plenty(2 * BATCH)
+        stream.attach(sources={Kind.DATA: plenty}, sinks={})
+        while plenty.frames > BATCH:
+            await asyncio.sleep(0)
+        assert plenty.frames == BATCH  # others have their turn
+        assert ends.links[0].bytes["sent"] == sent + 8 * BATCH
+        assert ends.notifications == 1
+        stream.reset("enough")
+        await asyncio.to_thread(ends.children[0].wait)
 
     within(body())
 
@@ -508,6 +597,9 @@ def test_a_side_that_asks_and_never_listens_ends_the_channel(memory):
     async def body():
         ends = Ends(memory)
         ends.links[0].wake = lambda: False
+        answers = ends.links[1]._writer
+        while (room := answers.room()) >= 0:
+            answers.send(Kind.PONG, 0, bytes(room))
         writer = ends.links[0]._writer
         while not ends.failures:
             if writer.room() >= 0:
@@ -557,6 +649,116 @@ def test_input_that_cannot_be_waited_for_ends_only_its_stream(memory):
     within(body())
 
 
+# --- measurements
+
+
+class FakePages:
+    """One side's memory of a channel between two of these."""
+
+    session = 1
+    frames = FRAMES
+
+    def __init__(self, memory, side: int) -> None:
+        self.memory = memory
+        self.side = side
+        self.other: _channel_daemon.Channel | None = None
+
+    def join(self) -> bool:
+        return True
+
+    def notify(self) -> None:
+        asyncio.get_running_loop().call_soon(self.wake_other)
+
+    def wake_other(self) -> None:
+        if self.other and self.other.wake():
+            self.notify()
+
+    def end(self) -> None:
+        self.other = None
+
+
+def channels():
+    """Two daemons' ends of a channel that is up."""
+    memory = memoryview(bytearray(FRAMES * PAGE))
+    pages = [FakePages(memory, side) for side in (0, 1)]
+    both = [_channel_daemon.Channel(None, one, lambda: None, lambda _channel: None) for one in pages]
+    for one, other in zip(pages, reversed(both), strict=True):
+        one.other = other
+    for channel in (*both, both[0]):
+        channel.wake()
+    assert [channel.status()["up"] for channel in both] == [True, True]
+    return both
+
+
+@pytest.fixture
+def little(monkeypatch):
+    """Measurements with less memory, that take less time."""
+    monkeypatch.setattr(_channel_measure, "SIZE", 2 * LIMIT)
+    monkeypatch.setattr(_channel_measure, "WARM", LIMIT)
+    drains = []
+
+    class Kept(_channel_measure.Drain):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            self.memory = self._memory
+            drains.append(self)
+
+    monkeypatch.setattr(_channel_daemon, "Drain", Kept)
+    return drains
+
+
+async def measured(channel, seconds: float):
+    supply = _channel_measure.Supply(seconds)
+    outcome = asyncio.get_running_loop().create_future()
+    channel.measure({"command": "measure"}, supply, outcome.set_result)
+    return supply, await outcome
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_measurement_copies_memory_to_the_other_side(little, side):
+    async def body():
+        both = channels()
+        supply, outcome = await measured(both[side], 0.2)
+        assert outcome == 0
+        result = supply.result()
+        assert result["seconds"] >= 0.2
+        assert result["mib_per_s"] == pytest.approx(result["bytes"] / (1 << 20) / result["seconds"], rel=0.01)
+        # All of it, with that before the clock ran.
+        received = both[1 - side].status()["bytes"]["received"]
+        assert LIMIT + result["bytes"] <= received < 3 * LIMIT + result["bytes"]
+        assert little[0].memory[:LIMIT] == bytes(range(256)) * (LIMIT // 256)
+        assert [channel.link.streams for channel in both] == [0, 0]
+
+    within(body())
+
+
+def test_memory_for_measurements_is_bounded_and_given_back(little):
+    async def body():
+        source, destination = channels()
+        client, daemon = socket.socketpair()
+        with client, daemon:
+            supply = _channel_measure.Supply(PATIENCE)
+            call = partial(source.measure, {"command": "measure"}, supply)
+            first = asyncio.create_task(_channel_daemon._outcome(call, daemon))
+            while not little:
+                await asyncio.sleep(0)
+            assert "another measurement" in (await measured(source, 0.1))[1]
+            client.close()
+            assert await first == {"error": "the client has gone"}
+        while destination.link.streams:
+            await asyncio.sleep(0)
+        assert not little[0]._memory
+        assert not supply._memory
+        assert (await measured(source, 0.05))[1] == 0
+
+    within(body())
+
+
+def test_a_measurement_of_nothing_has_no_result():
+    with pytest.raises(ValueError, match="nothing was sent"):
+        _channel_measure.Supply(1.0).result()
+
+
 # --- what another host VM can have run
 
 
@@ -603,4 +805,5 @@ def test_wrong_usage(arguments):
 
 
 def test_a_session_may_be_named():
+    assert _channel_client._request(["measure", "3"]) == {"command": "measure", "session": 3}
     assert _channel_client._request(["receive", "web1", "3"]) == {"command": "receive", "guest": "web1", "session": 3}
