@@ -37,8 +37,8 @@ WINDOW = 1 << 21
 #: Of a channel.
 STREAMS = 32
 #: How many streams, of those that pass much, have how much more: with it more than is in a ring, so that a stream that
-#: is taken does not wait for credit, and is rarely told of it. A daemon keeps at most 120 MiB of a channel so.
-WIDE, MORE = 4, 14 << 20
+#: is taken does not wait for credit, and is rarely told of it. A daemon keeps at most 124 MiB of a channel so.
+WIDE, MORE = 2, 30 << 20
 #: Bytes of a request, an outcome or a credit.
 CONTROL_LIMIT = 4096
 #: Frames that wait for room; the other side does not take what it is sent if there are more.
@@ -48,9 +48,9 @@ GRAIN = LIMIT // 8
 #: What a pipe is made to hold: the most that Linux lets anyone ask for.
 PIPE = 1 << 20
 #: Frames to take before others in this process have their turn.
-TURNS = 8
+TURNS = 16
 #: Frames to send, if there is so much at hand, before the other side is notified of them: half a ring.
-BATCH = 2
+BATCH = 4
 #: Seconds without a sign of life until the other side is asked for one, and until it is given up.
 QUIET, DEAD = 20.0, 60.0
 _CREDIT = struct.Struct("<I")

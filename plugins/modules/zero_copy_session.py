@@ -56,7 +56,7 @@ options:
   memory_mb:
     description: >-
       MiB that may pass, for O(state=bound) and O(purpose=guest); at least the guest's memory. The source's memory by
-      default. A channel has 16 MiB.
+      default. A channel has 32 MiB.
     type: int
 seealso:
   - module: vmbeam.xen.guest_migrate
