@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import json
 import logging
 import os
@@ -63,6 +62,8 @@ LOOK_ROUND = 1.0
 REQUEST = 4096
 #: Seconds that a measurement of a channel takes.
 MEASURED = 10.0
+#: Seconds that the other side may take for one.
+DRAINED = 6 * MEASURED
 #: Bytes of output, and of errors, that a client takes: no command has that much to say.
 OUTPUT = 1 << 20
 _log = logging.getLogger("vmbeam-channel")
@@ -120,6 +121,8 @@ def command(request: dict[str, Any], side: int) -> tuple[Command, list[str]]:
 class Channel:
     """One channel, from its creation to its end. wanted: has wake() called soon."""
 
+    _draining = False
+
     def __init__(
         self, sessions: GuestSessions, pages: Pages, wanted: Callable[[], None], ended: Callable[[Channel], None]
     ) -> None:
@@ -131,7 +134,6 @@ class Channel:
         self._busy_turns = 0
         self._children = 0
         self._over = False
-        self._draining = False
         self.link: Link | None = None
         self.session = pages.session
 
@@ -257,14 +259,16 @@ class Channel:
         return stream
 
     def _drain(self, stream: Stream) -> Callable[[int | str], None]:
-        """Takes a stream into memory; one at a time, because that is not little."""
-        if self._draining:
+        """Takes a stream into memory; one at a time in this process, because that is not little, and not for long."""
+        if Channel._draining:
             raise ValueError("another measurement is at work. Try again later.")
-        self._draining = True
+        Channel._draining = True
+        limit = asyncio.get_running_loop().call_later(DRAINED, stream.reset, f"it has taken {DRAINED:.0f} s")
         stream.attach(sources={}, sinks={Kind.DATA: partial(Drain, lambda: stream.exited(0))})
 
         def done(_outcome: int | str) -> None:
-            self._draining = False
+            limit.cancel()
+            Channel._draining = False
 
         return done
 
@@ -322,6 +326,7 @@ class Daemon:
 
         A page that Linux is told to free while it is lent it gets back later, at ten pages a second.
         """
+        asyncio.get_running_loop().remove_reader(self._interrupt.fd)
         for channel in list(self._channels.values()):
             channel.fail("this daemon stops")
 
@@ -378,8 +383,6 @@ class Daemon:
 
     def _gone(self, channel: Channel) -> None:
         self._channels.pop(channel.session, None)
-        # Its parts refer to each other. There is not enough memory of that kind to wait until they are found.
-        asyncio.get_running_loop().call_soon(gc.collect)
 
     # --- clients
 

@@ -49,8 +49,6 @@ GRAIN = LIMIT // 8
 PIPE = 1 << 20
 #: Frames to take before others in this process have their turn.
 TURNS = 16
-#: Frames to send, if there is so much at hand, before the other side is notified of them: half a ring.
-BATCH = 4
 #: Seconds without a sign of life until the other side is asked for one, and until it is given up.
 QUIET, DEAD = 20.0, 60.0
 _CREDIT = struct.Struct("<I")
@@ -138,7 +136,7 @@ class _FdSink:
         self._fd = fd
         self._taken = taken
         self._broken = broken
-        self._left: deque[memoryview] = deque()
+        self._left = bytearray()
         self._ending: Callable[[], None] | None = None
         self._waiting = False
         self.open = True
@@ -162,7 +160,9 @@ class _FdSink:
         if done:
             self._taken(done)
         if done < size:
-            self._left.append(memoryview(b"".join(_without(done, pieces))))
+            for piece in pieces:
+                self._left += piece[done:]
+                done = max(0, done - len(piece))
             self._wait()
 
     def end(self, then: Callable[[], None]) -> None:
@@ -192,31 +192,24 @@ class _FdSink:
 
     def _writable(self) -> None:
         try:
-            while self._left:
-                done = os.write(self._fd, self._left[0])
-                self._taken(done)
-                self._left[0] = self._left[0][done:]
-                if not self._left[0]:
-                    self._left.popleft()
+            with memoryview(self._left) as left:
+                done = os.write(self._fd, left[:PIPE])
         except BlockingIOError:
             return
         except OSError:
-            self._taken(sum(map(len, self._left)))
+            left_over = len(self._left)
             self.close()
+            self._taken(left_over)
             self._broken()
         else:
+            del self._left[:done]
+            self._taken(done)
+            if self._left:
+                return
             self._waiting = False
             asyncio.get_running_loop().remove_writer(self._fd)
         if self._ending:
             self._end()
-
-
-def _without(done: int, pieces: tuple[memoryview, ...]) -> list[memoryview]:
-    left = []
-    for piece in pieces:
-        left.append(piece[done:])
-        done = max(0, done - len(piece))
-    return left
 
 
 #: Of what to call with the bytes that were taken, and what when no more will be.
@@ -240,6 +233,8 @@ class Stream:
         self.window = WINDOW
         self._owed = 0
         self._received = 0
+        #: Bytes that whom they are for has taken.
+        self.taken = 0
         self._limit: int | None = None
         self._sinks: dict[int, Sink] = {}
         self._sources: dict[int, Source] = {}
@@ -337,22 +332,19 @@ class Stream:
                 source.unwatch()
 
     def _readable(self, kind: int, source: Source) -> None:
-        for _turn in range(BATCH):
-            room = min(self._credit, self._link.room())
-            if room <= 0:
-                self._pause()
-                break
-            try:
-                length = self._link.pour(kind, self.number, source, room)
-            except BlockingIOError:
-                break
-            except OSError:
-                length = 0
-            self._credit -= length
-            if not length:
-                self._ended(kind)
-                break
-        self._link.tell()
+        room = min(self._credit, self._link.room())
+        if room <= 0:
+            self._pause()
+            return
+        try:
+            length = self._link.pour(kind, self.number, source, room)
+        except BlockingIOError:
+            return
+        except OSError:
+            length = 0
+        self._credit -= length
+        if not length:
+            self._ended(kind)
 
     def _ended(self, kind: int) -> None:
         self._sources.pop(kind).close()
@@ -378,6 +370,7 @@ class Stream:
     def _taken(self, size: int) -> None:
         """Lets the other side send as much again."""
         self._owed -= size
+        self.taken += size
         self._link.credit(self, size)
 
     def _broken(self) -> None:
@@ -496,11 +489,12 @@ class Link:
             return 0
 
     def pour(self, kind: int, number: int, source: Source, room: int) -> int:
-        """Reads from a source right into the ring; returns the length, 0 at its end. Call tell() then."""
+        """Reads from a source right into the ring; returns the length, 0 at its end."""
         length = source.read(self._writer.space(room))
         if length:
             self._writer.publish(kind, number, length)
             self.bytes["sent"] += length
+            self.tell()
         return length
 
     def tell(self) -> None:
@@ -531,7 +525,8 @@ class Link:
         self._credits[stream.number] = due
         if due >= stream.window // 2:
             del self._credits[stream.number]
-            if stream.window == WINDOW and self._wide < WIDE:
+            # What only fills a pipe is not taken.
+            if stream.window == WINDOW and self._wide < WIDE and stream.taken > WINDOW + PIPE:
                 self._wide += 1
                 stream.window += MORE
                 due += MORE

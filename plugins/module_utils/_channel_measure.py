@@ -18,7 +18,7 @@ from collections.abc import Callable
 MIB = 1 << 20
 #: Bytes of memory at each end: more than caches hold.
 SIZE = 64 * MIB
-#: Bytes to send before the time counts: the other side has its memory then, and the ring is full.
+#: Bytes to send before the time counts: the other side has its memory then.
 WARM = 8 * MIB
 
 

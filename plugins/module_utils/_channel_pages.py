@@ -37,11 +37,15 @@ _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, 
 _VIRQ = 17
 
 
-def runs(offsets: list[int]) -> list[tuple[int, int, int]]:
-    """Pages that the file has side by side too: index of the first, how many, and the first one's offset."""
+def runs(offsets: list[int], starts: set[int]) -> list[tuple[int, int, int]]:
+    """Pages that can be mapped at once: index of the first, how many, and the first one's offset.
+
+    They were allocated at once, and the file has them side by side. starts: the first offset of each allocation; when
+    Linux unmaps pages of two, it frees those that it has allocated in between for whomever (gntalloc_vma_close()).
+    """
     found: list[tuple[int, int, int]] = []
     for index, offset in enumerate(offsets):
-        if found and offset == found[-1][2] + found[-1][1] * PAGE:
+        if found and offset == found[-1][2] + found[-1][1] * PAGE and offset not in starts:
             found[-1] = (found[-1][0], found[-1][1] + 1, found[-1][2])
         else:
             found.append((index, 1, offset))
@@ -85,6 +89,8 @@ class Pages:
         self.side = 0 if session.role == "source" else 1
         self._file = os.open(_GNTALLOC, os.O_RDWR | os.O_CLOEXEC)
         self._joined = False
+        self._starts: set[int] = set()
+        self._mapped: tuple[int, int] | None = None
         try:
             sessions.open(self.session, session.role)
             self._pages = self._allocate(self.frames)
@@ -98,6 +104,7 @@ class Pages:
         request = bytearray(_ALLOC.pack(0, _WRITABLE, count, 0) + bytes(4 * count))
         fcntl.ioctl(self._file, _ALLOC_GREF, request)
         _domid, _flags, _count, offset = _ALLOC.unpack_from(request)
+        self._starts.add(offset)
         grefs = struct.unpack_from(f"={count}I", request, _ALLOC.size)
         return [(gref, offset + index * PAGE) for index, gref in enumerate(grefs)]
 
@@ -133,12 +140,13 @@ class Pages:
         whole = mmap.mmap(-1, size)
         start = ctypes.addressof(ctypes.c_char.from_buffer(whole))
         flags = mmap.MAP_SHARED | _MAP_FIXED
-        for first, count, offset in runs([offset for _gref, offset in self._pages]):
+        for first, count, offset in runs([offset for _gref, offset in self._pages], self._starts):
             at = start + first * PAGE
             if _mmap(at, count * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, self._file, offset) != at:
                 code = ctypes.get_errno()
                 raise OSError(code, f"pages of the channel cannot be mapped: {os.strerror(code)}")
         self.memory = memoryview(whole)
+        self._mapped = start, size
         self._release()
 
     def _release(self) -> None:
@@ -151,11 +159,20 @@ class Pages:
         self._sessions.notify(self.session)
 
     def end(self) -> None:
-        """Gives the shared memory back to whom it belongs. May be called at any time, and again."""
-        for step in (self._sessions.abort, self._sessions.close_session):
-            try:
-                step(self.session)
-            except OSError as exc:
-                if exc.errno not in (errno.ENOENT, errno.ENOTCONN):
-                    raise
-        self._release()
+        """Gives the shared memory back to whom it belongs. May be called at any time, and again.
+
+        Whoever still has a view of it, sees other memory then.
+        """
+        try:
+            for step in (self._sessions.abort, self._sessions.close_session):
+                try:
+                    step(self.session)
+                except OSError as exc:
+                    if exc.errno not in (errno.ENOENT, errno.ENOTCONN):
+                        raise
+        finally:
+            self._release()
+            if self._mapped:
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+                _mmap(*self._mapped, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+                self._mapped = None

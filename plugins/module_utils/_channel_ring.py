@@ -40,7 +40,7 @@ MAGIC = 0x4C45_4E4E_4148_4342
 VERSION = 3
 #: Bytes of a frame's payload: what it takes to handle a frame, after whose payload nothing of the program is left in
 #: the caches of the CPU, must be little beside copying it.
-LIMIT = 1 << 21
+LIMIT = 1 << 20
 
 # Kind, zero, stream, length, sequence, zero; then the checksum of that and of the payload; the rest of a cache line.
 _HEADER = struct.Struct("<BBHIIIQ40x")
@@ -164,11 +164,12 @@ class Writer(_Ring):
         return min(LIMIT, ((self._size - used) & -_LINE) - _LINE)
 
     def ask(self, length: int) -> bool:
-        """Asks to be notified when there is room for that much in half an empty ring; returns whether there is now.
+        """Asks to be notified when a quarter of the ring is free, or that much; returns whether that much is now.
 
-        Half of it, so that not every frame that is taken ends in a notification.
+        A quarter, so that not every frame that is taken ends in a notification, and so that the other side still has
+        work while this one wakes up.
         """
-        awaited = self._index + max(self._size // 2, _frame_size(length)) - self._size
+        awaited = self._index + max(self._size // 4, _frame_size(length)) - self._size
         if awaited > 0:
             self._words[self._awaited_room_at] = awaited - 1
             _fence()

@@ -28,9 +28,9 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
 STATES = ("none", "open", "committing", "committed", "undoing", "aborted")
 ROLES = ("none", "source", "destination")
 FRAME = 4096
-#: A page of control, and two rings of eight of the largest frames each: the other side takes milliseconds to wake up.
+#: A page of control, and two rings of sixteen of the largest frames each: the other side takes milliseconds to wake up.
 #: Role guest_hypervisor has Linux let a dom0 share as many pages.
-CHANNEL_FRAMES = 1 + 2 * (8 * 512 + 1)
+CHANNEL_FRAMES = 1 + 2 * (16 * 256 + 1)
 #: XEN_DOMCTL_ZEROCOPY_F_NEXT and XEN_ZEROCOPY_F_NEXT.
 _HOST_NEXT = 1 << 2
 _GUEST_NEXT = 1 << 3
