@@ -55,8 +55,10 @@ LOCKED = 75
 UNAVAILABLE = 69
 #: Seconds that a client waits for a channel to come up. Whoever runs the client has more patience than that.
 COMING = 30.0
-#: Seconds until memory that a device model still held is tried again, and how often.
-BUSY_DELAY, BUSY_TURNS = 0.25, 120
+#: Seconds between two attempts to share a channel's memory, and how often pages may be in use by a device model.
+JOIN_PAUSE, BUSY_TURNS = 0.25, 120
+#: Seconds until a channel for which there is not enough memory now is tried again.
+OPEN_PAUSE = 10.0
 #: Seconds, at least, between two looks for channels that are new or over.
 LOOK_ROUND = 1.0
 REQUEST = 4096
@@ -132,6 +134,8 @@ class Channel:
         self._ended = ended
         self._greeted = False
         self._busy_turns = 0
+        self._pausing: asyncio.TimerHandle | None = None
+        self._asked = False
         self._children = 0
         self._over = False
         self.link: Link | None = None
@@ -152,15 +156,7 @@ class Channel:
 
     def _come_up(self) -> None:
         pages, size = self._pages, geometry(self._pages.frames)
-        try:
-            if not pages.join():
-                return
-        except OSError as exc:
-            if exc.errno != errno.EBUSY or self._busy_turns == BUSY_TURNS:
-                raise
-            # No interrupt tells when a device model lets go.
-            self._busy_turns += 1
-            asyncio.get_running_loop().call_later(BUSY_DELAY, self._wanted)
+        if not self._join():
             return
         if not self._greeted:
             greet(pages.memory, pages.side, pages.frames)
@@ -173,6 +169,33 @@ class Channel:
             )
             self.link = Link(rings, pages.side, pages.notify, self._run, self.fail)
             _log.info("channel %d is up, %d KiB each way", self.session, size >> 10)
+
+    def _join(self) -> bool:
+        """Whether the memory is shared now.
+
+        To ask is work for the hypervisor, and the other side can have this called as often as it likes. So there is a
+        pause after each attempt; what was asked for in it comes after it.
+        """
+        if self._pausing:
+            self._asked = True
+            return False
+        try:
+            if self._pages.join():
+                return True
+            self._asked = False
+        except OSError as exc:
+            if exc.errno != errno.EBUSY or self._busy_turns == BUSY_TURNS:
+                raise
+            self._busy_turns += 1
+            # No interrupt tells when a device model lets go.
+            self._asked = True
+        self._pausing = asyncio.get_running_loop().call_later(JOIN_PAUSE, self._paused)
+        return False
+
+    def _paused(self) -> None:
+        self._pausing = None
+        if self._asked and not self._over:
+            self._wanted()
 
     def check(self) -> None:
         """Ends it if the hypervisor says that it is over."""
@@ -369,7 +392,8 @@ class Daemon:
                     channel = Channel(self._sessions, Pages(self._sessions, session), self._wake, self._gone)
                 except OSError as exc:
                     if exc.errno != errno.ENOTCONN:
-                        _log.error("channel %d cannot be opened: %s", session.session, exc)
+                        _log.error("channel %d cannot be opened yet: %s", session.session, exc)
+                        asyncio.get_running_loop().call_later(OPEN_PAUSE, self._wake)
                     continue
                 self._channels[session.session] = channel
                 if channel.wake():

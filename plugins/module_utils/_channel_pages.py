@@ -92,8 +92,13 @@ class Pages:
         self._starts: set[int] = set()
         self._mapped: tuple[int, int] | None = None
         try:
-            sessions.open(self.session, session.role)
+            # First: if there are not enough now, the session is still to be had later.
             self._pages = self._allocate(self.frames)
+        except BaseException:
+            self._release()
+            raise
+        try:
+            sessions.open(self.session, session.role)
         except BaseException:
             self.end()
             raise

@@ -666,6 +666,31 @@ def channels():
     return both
 
 
+def test_however_often_the_other_side_notifies_memory_is_asked_for_now_and_then(monkeypatch):
+    monkeypatch.setattr(_channel_daemon, "JOIN_PAUSE", 0.01)
+
+    async def body():
+        attempts, wanted = [], asyncio.Event()
+
+        class Unshared(FakePages):
+            def join(self) -> bool:
+                attempts.append(self)
+                return False
+
+        channel = _channel_daemon.Channel(None, Unshared(None, 1), wanted.set, lambda _channel: None)
+        for _notification in range(100):
+            channel.wake()
+        assert len(attempts) == 1
+        await wanted.wait()  # the notifications that came in the pause
+        channel.wake()
+        assert len(attempts) == 2
+        wanted.clear()
+        await asyncio.sleep(0.05)
+        assert not wanted.is_set()  # none has come since
+
+    within(body())
+
+
 @pytest.fixture
 def little(monkeypatch):
     """Measurements with less memory, that take less time."""
