@@ -27,7 +27,7 @@ OUTCOMES = ("rejuvenate", "resume", "fresh", "left_out", "refused", "failed", "n
 #: What may make a plan one that a pipeline does not accept.
 OBJECTIONS = ("refused", "stop", "left_out", "unknown_time")
 _ACTIONS = ("rejuvenate", "resume")
-_MOVING = ("move", "finish")
+_MOVING = "move"
 _STAYING = ("skip_host", "leave")
 # What the parts of a run note of a machine.
 _NOTED = ("rolling_outcome", "rejuvenate_plan", "rolling_calendar", "rolling_leased", "rolling_taken")
@@ -58,11 +58,14 @@ def fleet_plan(
         begins = None if stops else elapsed
         now = float(about["now"]) + (elapsed or 0.0)
         members = [_machine(name, number, noted, stops, now) for name in batch]
-        plans = [noted[one["machine"]]["rejuvenate_plan"] for one in members if one["outcome"] in _ACTIONS]
+        acting = [one["machine"] for one in members if one["outcome"] in _ACTIONS]
+        # The role that is rolled may be another one, which makes no plan.
+        plans = [noted[name]["rejuvenate_plan"] for name in acting if noted[name].get("rejuvenate_plan")]
         turn = turns(plans)
         for one in members:
             one["turn"] = turn.get(one["machine"], {}).get("turn")
-        seconds = None if stops else _batch_seconds(plans, {name: own["turn"] for name, own in turn.items()}, forks)
+        known = not stops and len(plans) == len(acting)
+        seconds = _batch_seconds(plans, {name: own["turn"] for name, own in turn.items()}, forks) if known else None
         parts.append(
             {
                 "number": number,
@@ -81,7 +84,7 @@ def fleet_plan(
     machines += [_filtered(name, reason) for name, reason in run["rolling_left_out"].items()]
     obstacles = _rolling.held(chosen, noted, about["lock_owner"])
     counts = Counter(machine["outcome"] for machine in machines)
-    acting = [machine for machine in machines if machine["outcome"] in _ACTIONS]
+    done = [machine for machine in machines if machine["outcome"] in _ACTIONS]
     return {
         "schema": SCHEMA,
         "run": {"id": about["run_id"], "controller": about["controller"], "made": iso(about["now"])},
@@ -101,7 +104,7 @@ def fleet_plan(
             "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES},
             **_moving(machines),
             "seconds": elapsed,
-            "machines_of_unknown_time": [one["machine"] for one in acting if one["seconds"] is None],
+            "machines_of_unknown_time": [one["machine"] for one in done if one["seconds"] is None],
         },
         "batches": parts,
         "machines": machines,
@@ -165,7 +168,7 @@ def objections(plan: Mapping[str, Any], kinds: Any) -> list[str]:
 
     :raises ValueError: a kind is not one of OBJECTIONS
     """
-    wanted = listed(kinds)
+    wanted = listed(kinds, "vmbeam_plan_fail_on")
     strange = [str(kind) for kind in wanted if kind not in OBJECTIONS]
     if strange:
         raise ValueError(f"vmbeam_plan_fail_on: {', '.join(strange)} is not one of {', '.join(OBJECTIONS)}")
@@ -200,7 +203,7 @@ def _machine(name: str, batch: int, noted: Mapping[str, Mapping[str, Any]], stop
     acts = outcome in _ACTIONS
     figures = (plan.get("estimate") or {}) if acts else {}
     guests = [_guest(guest, plan, figures) for guest in plan.get("guests") or []]
-    moving = [guest for guest in guests if acts and guest["step"] in _MOVING]
+    moving = [guest for guest in guests if acts and guest["step"] == _MOVING]
     downtimes = [guest["downtime_seconds"] for guest in moving if guest["downtime_seconds"] is not None]
     return {
         "machine": name,
@@ -234,6 +237,8 @@ def _foreseen(
     if told["result"] == "skipped":
         return "left_out", "window", str(told["reason"])
     reason = str(plan.get("reason") or told["reason"])
+    if not plan and told["result"] == "planned":
+        return "rejuvenate", None, reason
     if plan.get("action") not in _ACTIONS:
         staying = any(guest["step"] in _STAYING for guest in plan.get("guests") or [])
         return ("left_out", "guests", reason) if staying else ("fresh", None, reason)
@@ -285,7 +290,7 @@ def _moving(machines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         for machine in machines
         if machine["outcome"] in _ACTIONS
         for guest in machine["guests"]
-        if guest["step"] in _MOVING
+        if guest["step"] == _MOVING
     ]
     strategies: dict[str, dict[str, int]] = {}
     for guest in moving:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def batches(names: Sequence[str], serial: Any, anchors: bool) -> list[list[str]]
 
     :raises ValueError: a size is not a positive number or percentage
     """
-    sizes = [_amount("vmbeam_serial", size, len(names), least=1) for size in listed(serial)]
+    sizes = [_amount("vmbeam_serial", size, len(names), least=1) for size in listed(serial, "vmbeam_serial")]
     if not sizes:
         raise ValueError("vmbeam_serial is empty: give a number, a percentage or a list of them")
     result: list[list[str]] = []
@@ -271,9 +272,9 @@ def _labels(given: Any) -> dict[str, list[str]]:
     if not given:
         return {}
     if isinstance(given, str):
-        pairs = [pair.strip().split("=", 1) for pair in given.split(",")]
-        if any(len(pair) != 2 or not pair[0].strip() for pair in pairs):
-            raise ValueError(f"labels '{given}': write name=value, several separated by commas")
+        pairs = [pair.split("=", 1) for pair in re.split(r"[,\s]+", given.strip())]
+        if any(len(pair) != 2 or not pair[0] for pair in pairs):
+            raise ValueError(f"labels '{given}': write name=value, several with commas or spaces between them")
         labels: dict[str, list[str]] = {}
         for name, value in pairs:
             labels.setdefault(name.strip(), []).append(value.strip())

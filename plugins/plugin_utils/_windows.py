@@ -12,6 +12,8 @@ import zoneinfo
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import listed
+
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY = datetime.timedelta(days=1)
 
@@ -105,9 +107,8 @@ def _moment(blackout: Mapping[str, Any], key: str, zone: zoneinfo.ZoneInfo) -> d
 def _days(window: Mapping[str, Any]) -> list[str]:
     """Return the days on which a window opens; all if it names none, a range (mon-fri) in full."""
     given = window.get("days") or list(DAYS)
-    listed = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
     days: list[str] = []
-    for entry in listed:
+    for entry in listed(given, "vmbeam_windows: days"):
         begin, _dash, end = str(entry).lower().partition("-")
         ends = [begin.strip()[:3], (end or begin).strip()[:3]]
         if any(day not in DAYS for day in ends):

@@ -77,6 +77,23 @@ def test_totals_and_times_by_earlier_runs():
     assert made["machines"][0]["destination"] == "m1-b"
 
 
+def test_a_guest_that_moved_before_a_run_was_cut_does_not_move_again():
+    facts = {"m1": machine("m1")}
+    facts["m1"]["rejuvenate_plan"]["guests"][0]["step"] = "finish"
+    made = fleet([["m1"]], facts)
+    assert outcomes(made) == {"m1": ("rejuvenate", None)}
+    assert (made["totals"]["guests"], made["totals"]["memory_copied_mb"], made["totals"]["strategies"]) == (0, 0, {})
+    assert [one["step"] for one in made["machines"][0]["guests"]] == ["finish"]
+
+
+def test_another_role_that_is_rolled_makes_no_plan_and_is_of_unknown_time():
+    facts = {"m1": {"rolling_outcome": {"result": "planned", "reason": ""}}, "m2": machine("m2")}
+    made = fleet([["m1"], ["m2"]], facts)
+    assert outcomes(made) == {"m1": ("rejuvenate", None), "m2": ("rejuvenate", None)}
+    assert made["totals"]["machines_of_unknown_time"] == ["m1"]
+    assert [batch["seconds"] for batch in made["batches"]] == [None, 160.0]
+
+
 @pytest.mark.parametrize(("forks", "seconds"), [(3, 160.0), (2, 320.0), (1, 480.0)])
 def test_no_more_machines_go_together_than_there_are_forks(forks, seconds):
     facts = {name: machine(name) for name in ("m1", "m2", "m3")}

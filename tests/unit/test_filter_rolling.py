@@ -51,6 +51,7 @@ HOSTVARS: dict[str, dict[str, Any]] = {
         (("inventory", {"rack": "r1"}), ["m1", "m3"]),
         (("inventory", {"rack": ["r1", "r2"]}), ["m1", "m2", "m3"]),
         (("inventory", "rack=r1, tier=1"), ["m1"]),
+        (("inventory", "rack=r1 tier=1"), ["m1"]),
         (("inventory", {}, "rack=r1"), ["m2", "m4"]),
         (("inventory", {"rack": "r1"}, {"tier": 1}), ["m3"]),
         (("inventory", {"rack": "None"}), []),
