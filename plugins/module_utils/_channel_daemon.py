@@ -123,6 +123,7 @@ def command(request: dict[str, Any], side: int) -> tuple[Command, list[str]]:
 class Channel:
     """One channel, from its creation to its end. wanted: has wake() called soon."""
 
+    #: Of any channel: whether a measurement of another side's is at work.
     _draining = False
 
     def __init__(
@@ -285,9 +286,12 @@ class Channel:
         """Takes a stream into memory; one at a time in this process, because that is not little, and not for long."""
         if Channel._draining:
             raise ValueError("another measurement is at work. Try again later.")
+        try:
+            stream.attach(sources={}, sinks={Kind.DATA: partial(Drain, lambda: stream.exited(0))})
+        except MemoryError:  # it must not end the channel
+            raise ValueError("there is too little memory for a measurement") from None
         Channel._draining = True
         limit = asyncio.get_running_loop().call_later(DRAINED, stream.reset, f"it has taken {DRAINED:.0f} s")
-        stream.attach(sources={}, sinks={Kind.DATA: partial(Drain, lambda: stream.exited(0))})
 
         def done(_outcome: int | str) -> None:
             limit.cancel()
@@ -316,6 +320,7 @@ class Daemon:
         self._changed = asyncio.Event()
         self._soon: asyncio.Handle | None = None
         self._later: asyncio.Handle | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._looked = 0.0
 
     async def serve(self) -> None:
@@ -393,7 +398,9 @@ class Daemon:
                 except OSError as exc:
                     if exc.errno != errno.ENOTCONN:
                         _log.error("channel %d cannot be opened yet: %s", session.session, exc)
-                        asyncio.get_running_loop().call_later(OPEN_PAUSE, self._wake)
+                        if self._retry:
+                            self._retry.cancel()
+                        self._retry = asyncio.get_running_loop().call_later(OPEN_PAUSE, self._wake)
                     continue
                 self._channels[session.session] = channel
                 if channel.wake():

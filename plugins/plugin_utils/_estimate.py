@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # These take time in proportion to the guest's memory.
@@ -33,11 +33,11 @@ def estimate(plan: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, A
     if plan["destination"]["start"]:
         parts[f"start {plan['destination']['name']}"] = _of_phase("start ", runs)
     for batch in plan["batches"]:
-        parts[f"move {', '.join(batch)}"] = _sum([overhead, _longest([guests[name]["seconds"] for name in batch])])
+        parts[f"move {', '.join(batch)}"] = total([overhead, _longest([guests[name]["seconds"] for name in batch])])
     parts[f"retire {plan['source']['name']}"] = _of_phase("retire ", runs)
     unknown = [part for part, seconds in parts.items() if seconds is None]
     return {
-        "seconds": _sum(list(parts.values())),
+        "seconds": total(list(parts.values())),
         "parts": [{"part": part, "seconds": seconds} for part, seconds in parts.items()],
         "guests": guests,
         "runs": len(runs),
@@ -80,7 +80,8 @@ def _of_guest(guest: dict[str, Any], key: str, history: list[dict[str, Any]]) ->
     )
 
 
-def _sum(values: list[float | None]) -> float | None:
+def total(values: Sequence[float | None]) -> float | None:
+    """Return the sum of times, None if one of them is not known."""
     known = [value for value in values if value is not None]
     return round(sum(known), 1) if len(known) == len(values) else None
 

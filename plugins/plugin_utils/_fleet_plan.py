@@ -17,7 +17,7 @@ from typing import Any
 
 from ansible_collections.vmbeam.xen.plugins.plugin_utils import _rolling, _windows
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._affinity import turns
-from ansible_collections.vmbeam.xen.plugins.plugin_utils._estimate import COPYING
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._estimate import COPYING, total
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._moments import iso
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, listed, text_table
 
@@ -57,7 +57,11 @@ def fleet_plan(
     for number, batch in enumerate(batches, 1):
         begins = None if stops else elapsed
         now = float(about["now"]) + (elapsed or 0.0)
-        members = [_machine(name, number, noted, stops, now) for name in batch]
+        members = []
+        for name in batch:
+            plan = noted[name].get("rejuvenate_plan") or {}
+            judged = ("not_reached", None, stops) if stops else _foreseen(name, noted, plan, now)
+            members.append(_machine(name, number, plan, judged))
         acting = [one["machine"] for one in members if one["outcome"] in _ACTIONS]
         # The role that is rolled may be another one, which makes no plan.
         plans = [noted[name]["rejuvenate_plan"] for name in acting if noted[name].get("rejuvenate_plan")]
@@ -77,14 +81,13 @@ def fleet_plan(
         )
         machines += members
         if not stops:
-            elapsed = _sum([elapsed, seconds])
+            elapsed = total([elapsed, seconds])
             failed += [one["machine"] for one in members if one["outcome"] in ("refused", "failed")]
             stops = _rolling.stop_reason(failed, len(chosen), allowed)
             stops_after = number if stops else None
-    machines += [_filtered(name, reason) for name, reason in run["rolling_left_out"].items()]
+    machines += [_machine(name, None, {}, ("left_out", "labels", why)) for name, why in run["rolling_left_out"].items()]
     obstacles = _rolling.held(chosen, noted, about["lock_owner"])
     counts = Counter(machine["outcome"] for machine in machines)
-    done = [machine for machine in machines if machine["outcome"] in _ACTIONS]
     return {
         "schema": SCHEMA,
         "run": {"id": about["run_id"], "controller": about["controller"], "made": iso(about["now"])},
@@ -104,7 +107,9 @@ def fleet_plan(
             "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES},
             **_moving(machines),
             "seconds": elapsed,
-            "machines_of_unknown_time": [one["machine"] for one in done if one["seconds"] is None],
+            "machines_of_unknown_time": [
+                one["machine"] for one in machines if one["outcome"] in _ACTIONS and one["seconds"] is None
+            ],
         },
         "batches": parts,
         "machines": machines,
@@ -197,9 +202,11 @@ def _noted(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: facts[key] for key in _NOTED if key in facts}
 
 
-def _machine(name: str, batch: int, noted: Mapping[str, Mapping[str, Any]], stops: str, now: float) -> dict[str, Any]:
-    plan = noted[name].get("rejuvenate_plan") or {}
-    outcome, cause, reason = ("not_reached", None, stops) if stops else _foreseen(name, noted, plan, now)
+def _machine(
+    name: str, batch: int | None, plan: Mapping[str, Any], judged: tuple[str, str | None, str]
+) -> dict[str, Any]:
+    """Return the entry of a machine with its plan, {} if nobody has looked at it; `judged` is of _foreseen()."""
+    outcome, cause, reason = judged
     acts = outcome in _ACTIONS
     figures = (plan.get("estimate") or {}) if acts else {}
     guests = [_guest(guest, plan, figures) for guest in plan.get("guests") or []]
@@ -245,27 +252,6 @@ def _foreseen(
     calendar = noted[name].get("rolling_calendar") or {}
     closed = calendar and _windows.closed(now=now, **calendar)
     return ("left_out", "window", f"when its turn comes: {closed}") if closed else (str(plan["action"]), None, reason)
-
-
-def _filtered(name: str, reason: str) -> dict[str, Any]:
-    """Return the entry of a machine that the labels leave out, which nobody has looked at."""
-    return {
-        "machine": name,
-        "batch": None,
-        "turn": None,
-        "outcome": "left_out",
-        "cause": "labels",
-        "reason": reason,
-        "problems": [],
-        "source": None,
-        "destination": None,
-        "guests": [],
-        "guests_moving": 0,
-        "memory_mb": 0,
-        "strategies": [],
-        "seconds": None,
-        "longest_downtime_seconds": None,
-    }
 
 
 def _guest(guest: Mapping[str, Any], plan: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,7 +307,7 @@ def _batch_seconds(plans: Sequence[Mapping[str, Any]], turn: Mapping[str, int], 
                 kind = f"move {moves}"
             when = -1 if kind == "observe" else turn[plan["machine"]]
             times.setdefault((when, kind), []).append(part["seconds"])
-    return _sum([_in_slots(seconds, forks) for seconds in times.values()])
+    return total([_in_slots(seconds, forks) for seconds in times.values()])
 
 
 def _in_slots(seconds: Sequence[float | None], slots: int) -> float | None:
@@ -333,11 +319,6 @@ def _in_slots(seconds: Sequence[float | None], slots: int) -> float | None:
         first = ends.index(min(ends))
         ends[first] += one
     return max(ends)
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(sum(known), 1) if len(known) == len(values) else None
 
 
 def _named(names: Sequence[str]) -> str:

@@ -272,7 +272,8 @@ def _labels(given: Any) -> dict[str, list[str]]:
     if not given:
         return {}
     if isinstance(given, str):
-        pairs = [pair.split("=", 1) for pair in re.split(r"[,\s]+", given.strip())]
+        # There may be spaces around the equals sign, too.
+        pairs = [pair.split("=", 1) for pair in re.split(r"[,\s]+", re.sub(r"\s*=\s*", "=", given.strip()))]
         if any(len(pair) != 2 or not pair[0] for pair in pairs):
             raise ValueError(f"labels '{given}': write name=value, several with commas or spaces between them")
         labels: dict[str, list[str]] = {}

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import zoneinfo
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -107,6 +108,8 @@ def _moment(blackout: Mapping[str, Any], key: str, zone: zoneinfo.ZoneInfo) -> d
 def _days(window: Mapping[str, Any]) -> list[str]:
     """Return the days on which a window opens; all if it names none, a range (mon-fri) in full."""
     given = window.get("days") or list(DAYS)
+    if isinstance(given, str):
+        given = re.sub(r"\s*-\s*", "-", given)
     days: list[str] = []
     for entry in listed(given, "vmbeam_windows: days"):
         begin, _dash, end = str(entry).lower().partition("-")

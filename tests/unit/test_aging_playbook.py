@@ -8,13 +8,13 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from checkout import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,12 +51,7 @@ def play(fake_xen, tmp_path):
                 *(ROOT / "playbooks" / playbook for playbook in playbooks),
             ],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
-                "ANSIBLE_NOCOLOR": "1",
-            },
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=240,

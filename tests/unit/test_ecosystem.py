@@ -19,17 +19,12 @@ import pytest
 import yaml
 from ansible_collections.vmbeam.xen.plugins.module_utils import _aging, _aging_metrics
 from ansible_collections.vmbeam.xen.plugins.plugin_utils import _rolling
+from checkout import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 SURVEY = json.loads((EXAMPLES / "awx" / "survey.json").read_text())
-ENVIRONMENT = {
-    **os.environ,
-    "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-    "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
-    "ANSIBLE_NOCOLOR": "1",
-    "NO_COLOR": "1",
-}
+PLAIN = ENVIRONMENT | {"NO_COLOR": "1"}
 
 
 def run(command: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
@@ -37,7 +32,7 @@ def run(command: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
     result = subprocess.run(
         [Path(sys.executable).with_name(command), *arguments],
         cwd=cwd,
-        env={**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env={**PLAIN, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -52,6 +52,7 @@ HOSTVARS: dict[str, dict[str, Any]] = {
         (("inventory", {"rack": ["r1", "r2"]}), ["m1", "m2", "m3"]),
         (("inventory", "rack=r1, tier=1"), ["m1"]),
         (("inventory", "rack=r1 tier=1"), ["m1"]),
+        (("inventory", "rack = r1, tier =1"), ["m1"]),
         (("inventory", {}, "rack=r1"), ["m2", "m4"]),
         (("inventory", {"rack": "r1"}, {"tier": 1}), ["m3"]),
         (("inventory", {"rack": "None"}), []),
@@ -209,7 +210,9 @@ NIGHT = yaml.safe_load('[{days: mon-fri, from: 22:00, to: "04:00", timezone: Eur
     ],
 )
 def test_a_window_over_midnight_in_a_timezone(now, opens):
-    assert (apply("rolling_closed", NIGHT, [], moment(now)) == "") == opens
+    spaced = [NIGHT[0] | {"days": "mon - fri"}]
+    for windows in (NIGHT, spaced):
+        assert (apply("rolling_closed", windows, [], moment(now)) == "") == opens
 
 
 def test_the_reason_names_the_window():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from checkout import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,12 +33,7 @@ def bring(tmp_path):
         done = subprocess.run(
             ["ansible-playbook", "-i", "localhost,", "-e", json.dumps(variables), playbook],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
-                "ANSIBLE_NOCOLOR": "1",
-            },
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=120,

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from checkout import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 me@home, sweet home"
@@ -57,12 +57,7 @@ def run(folder: Path, *given: str) -> tuple[str, Any]:
             *[word for text in given for word in ("-e", text)],
             folder / "play.yml",
         ],
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
-            "ANSIBLE_NOCOLOR": "1",
-        },
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=120,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from checkout import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).parent / "fakes" / "machine" / "module.py"
@@ -170,12 +170,7 @@ class Machines:
         inventory = self.folder / "inventory.yml"
         inventory.write_text(yaml.safe_dump({"all": {"vars": common, "children": children}}, sort_keys=False))
         command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": str(self.folder / "collections"),
-            "ANSIBLE_NOCOLOR": "1",
-        }
+        environment = ENVIRONMENT | {"ANSIBLE_COLLECTIONS_PATH": str(self.folder / "collections")}
         done = subprocess.run(
             [*command, str(self.folder / "play.yml"), *arguments, "-e", json.dumps(variables)],
             env=environment,

@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 import yaml
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import HostLock, Lock
+from checkout import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = Path(__file__).parent / "fakes" / "roles"
@@ -54,13 +55,7 @@ class Fleet:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
-            "ANSIBLE_ROLES_PATH": str(ROLES),
-            "ANSIBLE_NOCOLOR": "1",
-        }
+        return ENVIRONMENT | {"ANSIBLE_ROLES_PATH": str(ROLES)}
 
     def run(self, *before: Path | str, **variables: Any) -> subprocess.CompletedProcess[str]:
         self.report_file.unlink(missing_ok=True)

@@ -685,7 +685,8 @@ def test_however_often_the_other_side_notifies_memory_is_asked_for_now_and_then(
         channel.wake()
         assert len(attempts) == 2
         wanted.clear()
-        await asyncio.sleep(0.05)
+        while channel._pausing:
+            await asyncio.sleep(0)
         assert not wanted.is_set()  # none has come since
 
     within(body())
@@ -750,6 +751,21 @@ def test_memory_for_measurements_is_bounded_and_given_back(little):
             await asyncio.sleep(0)
         assert not little[0]._memory
         assert not supply._memory
+        assert (await measured(source, 0.05))[1] == 0
+
+    within(body())
+
+
+def test_a_measurement_for_which_there_is_no_memory_is_refused(little, monkeypatch):
+    class Huge(_channel_measure.Drain):
+        def __init__(self, *_arguments) -> None:
+            raise MemoryError
+
+    async def body():
+        source, _destination = channels()
+        with monkeypatch.context() as patched:
+            patched.setattr(_channel_daemon, "Drain", Huge)
+            assert "too little memory" in (await measured(source, 0.05))[1]
         assert (await measured(source, 0.05))[1] == 0
 
     within(body())
