@@ -47,7 +47,7 @@ WAITING = 16 * STREAMS
 GRAIN = LIMIT // 8
 #: What a pipe is made to hold: the most that Linux lets anyone ask for.
 PIPE = 1 << 20
-#: Frames to take before others in this process have their turn.
+#: Frames to take, or to send of a stream, before others in this process have their turn.
 TURNS = 16
 #: Seconds without a sign of life until the other side is asked for one, and until it is given up.
 QUIET, DEAD = 20.0, 60.0
@@ -332,19 +332,22 @@ class Stream:
                 source.unwatch()
 
     def _readable(self, kind: int, source: Source) -> None:
-        room = min(self._credit, self._link.room())
-        if room <= 0:
-            self._pause()
-            return
-        try:
-            length = self._link.pour(kind, self.number, source, room)
-        except BlockingIOError:
-            return
-        except OSError:
-            length = 0
-        self._credit -= length
-        if not length:
-            self._ended(kind)
+        for _turn in range(TURNS):
+            room = min(self._credit, self._link.room())
+            if room <= 0:
+                self._pause()
+                return
+            try:
+                length = self._link.pour(kind, self.number, source, room)
+            except BlockingIOError:
+                return
+            except OSError:
+                length = 0
+            self._credit -= length
+            if not length:
+                self._ended(kind)
+            if length < room:  # that was all there is for now
+                return
 
     def _ended(self, kind: int) -> None:
         self._sources.pop(kind).close()

@@ -734,6 +734,31 @@ def test_a_measurement_copies_memory_to_the_other_side(little, side):
     within(body())
 
 
+def test_a_stream_that_has_much_sends_several_frames_each_turn(little):
+    class Counted(_channel_measure.Supply):
+        turns = reads = 0
+
+        def watch(self, readable) -> None:
+            def turn() -> None:
+                self.turns += 1
+                readable()
+
+            super().watch(turn)
+
+        def read(self, pieces) -> int:
+            self.reads += 1
+            return super().read(pieces)
+
+    async def body():
+        supply = Counted(0.05)
+        outcome = asyncio.get_running_loop().create_future()
+        channels()[0].measure({"command": "measure"}, supply, outcome.set_result)
+        assert await outcome == 0
+        assert supply.reads > 1.5 * supply.turns
+
+    within(body())
+
+
 def test_memory_for_measurements_is_bounded_and_given_back(little):
     async def body():
         source, destination = channels()
