@@ -36,8 +36,9 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
 WINDOW = 1 << 21
 #: Of a channel.
 STREAMS = 32
-#: How many streams, of those that pass much, have how much more: with it more than is in a ring, so that a stream that
-#: is taken does not wait for credit, and is rarely told of it. A daemon keeps at most 124 MiB of a channel so.
+#: How many streams of a process, of those that pass much, have how much more: with it more than is in a ring, so that a
+#: stream that is taken does not wait for credit, and is rarely told of it. A daemon keeps so at most 64 MiB of each
+#: channel and 60 more.
 WIDE, MORE = 2, 30 << 20
 #: Bytes of a request, an outcome or a credit.
 CONTROL_LIMIT = 4096
@@ -403,6 +404,9 @@ class Link:
     other side opens, and its request; raises ValueError with the reason why not. failed: called once.
     """
 
+    #: How many streams of this process are wide: of all channels, as their memory is.
+    _wide = 0
+
     def __init__(
         self,
         rings: tuple[Reader, Writer],
@@ -420,7 +424,6 @@ class Link:
         self._next = side
         self._outbox: deque[tuple[int, int, bytes]] = deque()
         self._credits: dict[int, int] = {}
-        self._wide = 0
         self._heard = asyncio.get_running_loop().time()
         self._pulse: asyncio.TimerHandle | None = None
         self.dead: str | None = None
@@ -529,15 +532,15 @@ class Link:
         if due >= stream.window // 2:
             del self._credits[stream.number]
             # What only fills a pipe is not taken.
-            if stream.window == WINDOW and self._wide < WIDE and stream.taken > WINDOW + PIPE:
-                self._wide += 1
+            if stream.window == WINDOW and Link._wide < WIDE and stream.taken > WINDOW + PIPE:
+                Link._wide += 1
                 stream.window += MORE
                 due += MORE
             self.post(Kind.CREDIT, stream.number, _CREDIT.pack(due))
 
     def forget(self, stream: Stream) -> None:
         if self._streams.pop(stream.number, None) and stream.window > WINDOW:
-            self._wide -= 1
+            Link._wide -= 1
         self._credits.pop(stream.number, None)
 
     # --- our own

@@ -475,7 +475,25 @@ def test_some_streams_may_have_more_in_flight_and_all_of_them_not_too_much(memor
         assert max(windows) == WIDE * MORE
         assert await asyncio.gather(*(outcome for _stream, _pipes, outcome in calls)) == [0] * len(calls)
         assert not ends.failures
-        assert ends.links[1]._wide == 0
+        assert Link._wide == 0
+
+    within(body())
+
+
+def test_streams_of_all_channels_have_that_much_more_between_them(memory):
+    async def body():
+        both = [Ends(memory), Ends(memoryview(bytearray(memory)))]
+        calls = [ends.call("cat > /dev/null") for ends in both for _stream in range(WIDE)]
+        fed = [asyncio.to_thread(_pour, to, WINDOW + MORE) for _stream, (to, _out, _err), _outcome in calls]
+        windows: set[int] = set()
+        gathered = asyncio.gather(*fed)
+        while not gathered.done():
+            takers = [stream for ends in both for stream in ends.links[1]._streams.values()]
+            windows.add(sum(stream.window - WINDOW for stream in takers))
+            await asyncio.sleep(0)
+        assert max(windows) == WIDE * MORE
+        assert await asyncio.gather(*(outcome for _stream, _pipes, outcome in calls)) == [0] * len(calls)
+        assert Link._wide == 0
 
     within(body())
 
