@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkout import ENVIRONMENT
+from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def play(fake_xen, tmp_path):
                 *(ROOT / "playbooks" / playbook for playbook in playbooks),
             ],
             cwd=ROOT,
-            env=ENVIRONMENT,
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=240,

@@ -19,12 +19,11 @@ import pytest
 import yaml
 from ansible_collections.vmbeam.xen.plugins.module_utils import _aging, _aging_metrics
 from ansible_collections.vmbeam.xen.plugins.plugin_utils import _rolling
-from checkout import ENVIRONMENT
+from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 SURVEY = json.loads((EXAMPLES / "awx" / "survey.json").read_text())
-PLAIN = ENVIRONMENT | {"NO_COLOR": "1"}
 
 
 def run(command: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
@@ -32,7 +31,7 @@ def run(command: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
     result = subprocess.run(
         [Path(sys.executable).with_name(command), *arguments],
         cwd=cwd,
-        env={**PLAIN, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env=environment(NO_COLOR="1", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

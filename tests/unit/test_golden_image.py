@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from checkout import ENVIRONMENT
+from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,7 @@ def bring(tmp_path):
         done = subprocess.run(
             ["ansible-playbook", "-i", "localhost,", "-e", json.dumps(variables), playbook],
             cwd=ROOT,
-            env=ENVIRONMENT,
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=120,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from checkout import ENVIRONMENT
+from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 me@home, sweet home"
@@ -57,7 +57,7 @@ def run(folder: Path, *given: str) -> tuple[str, Any]:
             *[word for text in given for word in ("-e", text)],
             folder / "play.yml",
         ],
-        env=ENVIRONMENT,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

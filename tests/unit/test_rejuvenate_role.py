@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from checkout import ENVIRONMENT
+from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).parent / "fakes" / "machine" / "module.py"
@@ -170,10 +170,9 @@ class Machines:
         inventory = self.folder / "inventory.yml"
         inventory.write_text(yaml.safe_dump({"all": {"vars": common, "children": children}}, sort_keys=False))
         command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
-        environment = ENVIRONMENT | {"ANSIBLE_COLLECTIONS_PATH": str(self.folder / "collections")}
         done = subprocess.run(
             [*command, str(self.folder / "play.yml"), *arguments, "-e", json.dumps(variables)],
-            env=environment,
+            env=environment(ANSIBLE_COLLECTIONS_PATH=str(self.folder / "collections")),
             capture_output=True,
             text=True,
             timeout=TIMEOUT,

@@ -19,7 +19,7 @@ import jsonschema
 import pytest
 import yaml
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import HostLock, Lock
-from checkout import ENVIRONMENT
+from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = Path(__file__).parent / "fakes" / "roles"
@@ -55,7 +55,7 @@ class Fleet:
 
     @property
     def environment(self) -> dict[str, str]:
-        return ENVIRONMENT | {"ANSIBLE_ROLES_PATH": str(ROLES)}
+        return environment(ANSIBLE_ROLES_PATH=str(ROLES))
 
     def run(self, *before: Path | str, **variables: Any) -> subprocess.CompletedProcess[str]:
         self.report_file.unlink(missing_ok=True)

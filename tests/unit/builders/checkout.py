@@ -9,10 +9,14 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-#: Of such a command: the checkout is the collection.
-ENVIRONMENT = {
-    **os.environ,
-    "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-    "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
-    "ANSIBLE_NOCOLOR": "1",
-}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of such a command, of this moment: fixtures change it. The checkout is the collection."""
+    return {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
+        "ANSIBLE_NOCOLOR": "1",
+        **more,
+    }

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.vmbeam.xen.plugins.plugin_utils import _dom0_ssh
-from checkout import ENVIRONMENT
+from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKE_SSH = Path(__file__).parents[1] / "fakes" / "fake_fleet_ssh.py"
@@ -87,7 +87,7 @@ class Fleet:
             text=True,
             check=False,
             timeout=300,
-            env=ENVIRONMENT,
+            env=environment(),
         )
 
     def list(self, *arguments: str | Path) -> tuple[dict[str, Any], str]:

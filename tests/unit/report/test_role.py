@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jsonschema
 import pytest
 import yaml
-from checkout import ENVIRONMENT
+from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "roles" / "fleet_report" / "files" / "report.schema.json").read_text())
@@ -73,7 +73,7 @@ def run_ansible(hostvars, tmp_path):
                 *("-c", "local", "-e", f"ansible_python_interpreter={sys.executable}"),
                 *("-e", f"vmbeam_report_directory={tmp_path / 'reports'}", *arguments),
             ],
-            env=ENVIRONMENT | {"ANSIBLE_FORKS": "2"},
+            env=environment(ANSIBLE_FORKS="2"),
             capture_output=True,
             text=True,
             timeout=300,
