@@ -258,7 +258,8 @@ _BIND_ERRORS = {
     errno.ESRCH: "One of the two host VMs does not run.",
     errno.EOPNOTSUPP: "One of the two is no HVM domain with HAP and nested virtualization, or has a passed-through "
     "device, populate-on-demand memory, log-dirty mode or altp2m.",
-    errno.EPERM: "One of the two is a control domain, or the security policy forbids it.",
+    errno.EPERM: "One of the two is a control domain.",
+    errno.EACCES: "The security policy of the host hypervisor forbids it.",
     errno.EBUSY: "One of the two host VMs is just starting or ending. Try again when it is up.",
     errno.ENOSPC: "The host VM has too many sessions already. Remove those that are not needed.",
     errno.ENOMEM: "The host hypervisor has too little memory for the session.",

@@ -11,6 +11,8 @@
 
 static struct domain src = { .domain_id = 1 }, dst = { .domain_id = 2 };
 static struct zc_session session;
+/* Another one of the same two, in which nothing happens. */
+static struct zc_session other;
 
 /* By block: extents of 2MiB, as offered, and as to be accepted. */
 static bool large[NR_BLOCKS], wanted[NR_BLOCKS];
@@ -43,6 +45,7 @@ static void create_domain(struct domain *d, unsigned long first_mfn)
     unsigned int i;
 
     d->log_dirty = false;
+    d->tot_pages = NR_GFNS;
     d->p2m = (struct p2m_domain){ .domain = d, .get_entry = get_entry };
 
     for ( i = 0; i < NR_BLOCKS; i++ )
@@ -263,6 +266,47 @@ static void check(bool handed_over)
         }
 }
 
+static void new_session(struct zc_session *s, unsigned int id)
+{
+    *s = (struct zc_session){
+        .id = id,
+        .state = XEN_ZEROCOPY_STATE_OPEN,
+        .max_frames = NR_GFNS,
+        .d = { &src, &dst },
+    };
+    s->list = (struct list_head){ &zc_sessions, zc_sessions.prev };
+    zc_sessions.prev->next = &s->list;
+    zc_sessions.prev = &s->list;
+}
+
+/* What has been offered elsewhere counts, for as long as there's a record. */
+static void exceed(void)
+{
+    static struct xen_zerocopy_extent x[NR_BLOCKS];
+    unsigned int i, n, taken = 0;
+
+    memset(large, true, sizeof(large));
+    n = list_extents(x, large, false, false);
+    assert(n == NR_BLOCKS);
+
+    other.offered = 3 * 512 - 1;
+    call_extents(XEN_ZEROCOPY_OP_OFFER, 0, x, n);
+    for ( i = 0; i < n; i++ )
+    {
+        assert(!x[i].status || x[i].status == -ENOSPC);
+        taken += !x[i].status;
+        x[i].status = XEN_ZEROCOPY_EXT_UNSEEN;
+    }
+    assert(taken == NR_BLOCKS - 3 && session.offered == taken * 512);
+
+    other.closed[ZC_DST] = true;
+    call_extents(XEN_ZEROCOPY_OP_OFFER, 0, x, n);
+    for ( i = 0; i < n; i++ )
+        assert(!x[i].status);
+
+    while ( zc_abort(&session, ZC_SRC) == -ERESTART );
+}
+
 static void play(unsigned int seed)
 {
     unsigned int i, in_use;
@@ -280,12 +324,9 @@ static void play(unsigned int seed)
     for ( i = 0; i < NR_BLOCKS; i++ )
         counterpart[i] = (i * 3 + seed) % NR_BLOCKS;
 
-    session = (struct zc_session){
-        .id = 1,
-        .state = XEN_ZEROCOPY_STATE_OPEN,
-        .max_frames = NR_GFNS,
-        .d = { &src, &dst },
-    };
+    zc_sessions = (struct list_head){ &zc_sessions, &zc_sessions };
+    new_session(&session, 1);
+    new_session(&other, 2);
 
     all_large = maybe(30);
     in_use = maybe(50) ? rand() % 20 : 0;
@@ -342,6 +383,12 @@ static void play(unsigned int seed)
 int main(int argc, char *argv[])
 {
     unsigned int i, rounds = argc > 1 ? atoi(argv[1]) : 0;
+
+    create_domain(&src, 0);
+    create_domain(&dst, NR_GFNS);
+    new_session(&session, 1);
+    new_session(&other, 2);
+    exceed();
 
     for ( i = 1; i <= rounds; i++ )
         play(i);

@@ -41,10 +41,11 @@
 /* Failures to cause: how many of 1000 allocations fail. */
 static unsigned int records_fail, tables_fail;
 /*
- * Allocations and accesses to frames since the session has been locked: that's
- * for how long nobody looks for preemption.
+ * Allocations and accesses to frames since the outermost lock, the session's,
+ * has been taken: that's for how long nobody looks for preemption.
  */
 static unsigned int work, max_work;
+static unsigned int locks;
 #define WORK_LIMIT 7000
 /* Of these, clearing and copying: ZC_BATCH_TOUCH, and a block at most. */
 static unsigned int touched, max_touched;
@@ -62,13 +63,15 @@ static void spin_lock(spinlock_t *l)
 {
     assert(!l->locked);
     l->locked = 1;
-    work = touched = 0;
+    if ( !locks++ )
+        work = touched = 0;
 }
 
 static void spin_unlock(spinlock_t *l)
 {
     assert(l->locked);
     l->locked = 0;
+    locks--;
     max_work = work > max_work ? work : max_work;
     max_touched = touched > max_touched ? touched : max_touched;
     assert(work <= WORK_LIMIT && touched <= TOUCHED_LIMIT);
@@ -79,7 +82,7 @@ static bool hypercall_preempt_check(void)
     return chance(300);
 }
 
-/* Lists and counts of sessions: there is one only, which isn't listed. */
+/* Lists and counts of sessions */
 struct list_head { struct list_head *next, *prev; };
 #define LIST_HEAD(h) struct list_head h = { &h, &h }
 #define list_empty(h) ((h)->next == (h))
@@ -310,8 +313,14 @@ struct p2m_domain {
 struct domain {
     unsigned int domain_id;
     bool is_dying, is_shutting_down, log_dirty;
+    unsigned int tot_pages;
     struct p2m_domain p2m;
 };
+
+static unsigned int domain_tot_pages(const struct domain *d)
+{
+    return d->tot_pages;
+}
 
 /* Bits of the ids of domains whose p2ms are locked */
 static unsigned int locked_p2ms;

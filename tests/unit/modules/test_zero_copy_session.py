@@ -192,6 +192,8 @@ def test_bad_input_is_named(run, library, pair, arguments, words):
         ("bind", errno.EOPNOTSUPP, "bound", "no HVM domain with HAP"),
         ("bind", errno.EBUSY, "bound", "just starting or ending"),
         ("bind", errno.ENOMEM, "bound", "too little memory"),
+        ("bind", errno.EPERM, "bound", "a control domain"),
+        ("bind", errno.EACCES, "bound", "security policy"),
         ("unbind", errno.EBUSY, "absent", "Session 1 cannot be ended"),
     ],
 )
@@ -271,8 +273,9 @@ def test_guests_cannot_move_without_copies_where_a_hypervisor_has_no_patches(lib
         _zerocopy.require_capable()
 
 
-def test_a_refusal_is_not_taken_for_a_lack_of_patches(library):
-    library.errors["guest_capable"] = errno.EPERM
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES])
+def test_a_refusal_is_not_taken_for_a_lack_of_patches(library, error):
+    library.errors["guest_capable"] = error
     with pytest.raises(PermissionError):
         _zerocopy.require_capable()
 
