@@ -11,8 +11,9 @@
  *   hostile.seed=N
  *   hostile.empty=1         instead of all that, hand memory over with no memory for page tables left
  * Waits for two sessions of 512 frames between the two, three of 1024 and one
- * of 1024 the other way round, and a channel, which is the last one, behind
- * those of another size between each of them and a third one.
+ * of 1024 the other way round, one of 65536, more than either has, and a
+ * channel, which is the last one, behind those of another size between each of
+ * them and a third one.
  *
  * Lines on the console: "HOSTILE FAIL what" for each finding, at last "HOSTILE
  * DONE" with counters.
@@ -98,6 +99,9 @@ static long role, seconds = 10, seed = 1, empty;
 static uint32_t mine, theirs, channel, last;
 /* Sessions for both to work on by turns: the three of the same direction, and the other one. */
 static uint32_t common[3], back;
+/* A session that may have more frames than this domain has. */
+#define VAST_FRAMES 65536
+static uint32_t vast;
 static int privcmd, failures, checks;
 static unsigned long calls, done_extents, ends[ABORTED + 1];
 static unsigned char *pool;
@@ -300,6 +304,8 @@ static void find_sessions(void)
                 both[!!both[0]] = last;
             else if (info.max_frames == 2 * PER_HUGE && info.role != role)
                 back = last;
+            else if (info.max_frames == VAST_FRAMES)
+                vast = last;
             else if (info.max_frames == 2 * PER_HUGE && shared < sizeof(common) / sizeof(*common))
                 common[shared++] = last;
         }
@@ -311,7 +317,7 @@ static void find_sessions(void)
     }
     mine = both[role - 1];
     theirs = both[2 - role];
-    if (!mine || !theirs || !common[2] || !back) {
+    if (!mine || !theirs || !common[2] || !back || !vast) {
         errno = ENOENT;
         give_up("sessions");
     }
@@ -422,6 +428,22 @@ static void offer_shared_info(uint32_t own)
     expect("frames of the lowest 640 KiB that are not plain memory", refused, 1);
 }
 
+/* The same frames by one tag after the other, each of which is a record in the hypervisor's memory. */
+static void offer_without_end(uint32_t session)
+{
+    long kib = (long)sysconf(_SC_PHYS_PAGES) * (PAGE >> 10);
+    uint64_t tag = 0;
+    int rc = DONE;
+
+    for (; rc == DONE && tag < VAST_FRAMES; tag += PER_HUGE)
+        rc = one(OFFER, session, tag, pool_gfn[1], 9);
+    expect("OFFER of more than there is", rc, -ENOSPC);
+    /* The kernel has a part of the memory for itself. */
+    expect("OFFER of as much as there is", (long)(tag * (PAGE >> 10)) > kib, 1);
+    expect("ABORT of that", simple(ABORT, session, 0), 0);
+    expect("CLOSE of that", simple(CLOSE, session, 0), 0);
+}
+
 static void known_to_source(uint32_t own)
 {
     static const uint32_t orders[] = {1, 8, 10, 18, 31, 32, 41, 64, 255, ~0U};
@@ -450,6 +472,7 @@ static void known_to_source(uint32_t own)
     expect("more than the session's limit", one(OFFER, own, PER_HUGE, other, 9), -ENOSPC);
     expect("COMMIT of what is not accepted", simple(COMMIT, own, 0), -ENODATA);
     offer_shared_info(own);
+    offer_without_end(vast);
 }
 
 static void known_to_destination(uint32_t own)
