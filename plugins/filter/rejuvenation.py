@@ -15,6 +15,7 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils import (
     _preview,
     _recovery,
     _report,
+    _settle,
 )
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._filters import checked
 
@@ -33,6 +34,8 @@ class FilterModule:
             "rejuvenation_turns": _affinity.turns,
             "rejuvenation_destination_problems": _preflight.destination_problems,
             "rejuvenation_account": _report.account,
+            "rejuvenation_passed": _settle.passed,
+            "rejuvenation_settled": _settle.settled,
             "rejuvenation_recovery": _recovery.recovery,
             "rejuvenation_report": _report.make_report,
             "rejuvenation_report_text": _report.report_text,

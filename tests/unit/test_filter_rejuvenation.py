@@ -392,6 +392,79 @@ class TestAccount:
         assert (account["seconds"], account["phases"], account["repairs"]) == (None, {}, [])
 
 
+class TestSettled:
+    """app1 and web1, side by side, at each step of their move."""
+
+    BATCH = tuple({**PLANNED, "name": name, "step": "move", "strategy": "zero_copy"} for name in ("app1", "web1"))
+
+    def steps(self, web1, **further):
+        """Both were ordered; app1 arrived, and of web1 its job says what is given."""
+        orders = [{"item": {**guest, "ordered": NOW}} for guest in self.BATCH]
+        arrived = {"location": "destination", "migration": {"seconds": 2.0, "log_tail": ["done"]}}
+        jobs = [{**arrived, "item": orders[0]}, {**web1, "item": orders[1]}]
+        return {"destination": "m1-b", "migrations": orders, "jobs": jobs, **further}
+
+    def judged(self, steps):
+        """The names of those who passed, web1's account, and who may be on its way."""
+        passed = FILTERS["rejuvenation_passed"](list(self.BATCH), steps)
+        sessions = [{"session": 4}, {"session": 5}]
+        settled = FILTERS["rejuvenation_settled"](list(self.BATCH), steps, sessions, NOW + 5)
+        app1, web1 = settled["results"]
+        assert (app1["result"], app1["session"], app1["started"], app1["finished"]) == ("moved", 4, NOW, NOW + 5)
+        return [guest["name"] for guest in passed], web1, settled["in_flight"]
+
+    def test_who_passed_all_has_moved(self):
+        alive = [{"item": "app1"}, {"item": "web1"}]
+        detached = [{"item": {"guest": "web1", "id": "web1-root"}}]
+        steps = self.steps({"location": "destination"}, alive=alive, refused={}, detached=detached)
+        passed, web1, in_flight = self.judged(steps)
+        assert (passed, web1["result"], web1["session"], in_flight) == (["app1", "web1"], "moved", 5, [])
+
+    @pytest.mark.parametrize(
+        ("job", "text", "in_flight"),
+        [
+            ({"failed": True, "msg": "no route", "location": "source"}, "no route", []),
+            ({"unreachable": True, "msg": "gone"}, "gone", ["web1"]),
+            ({"location": "source"}, "the migration gave no result", []),
+            ({"failed": True}, "the migration gave no result", ["web1"]),
+        ],
+    )
+    def test_a_migration_without_success(self, job, text, in_flight):
+        passed, web1, seen = self.judged(self.steps(job))
+        assert (passed, web1["result"], web1["text"], seen) == (["app1"], "failed", f"web1: {text}", in_flight)
+
+    @pytest.mark.parametrize(
+        ("step", "text"),
+        [
+            ({"alive": [{"item": "web1", "failed": True, "msg": "no sign of life"}]}, "no sign of life"),
+            ({"alive": [{"item": "web1", "unreachable": True}]}, "the guest dom0 of m1-b does not answer"),
+            ({"refused": {"web1": "no answer to its probe"}}, "no answer to its probe"),
+            ({"detached": [{"item": {"guest": "web1"}, "failed": True, "msg": "busy"}]}, "busy"),
+        ],
+    )
+    def test_a_later_step_that_fails(self, step, text):
+        steps = self.steps({"location": "destination", "migration": {"log_tail": ["end"]}}, **step)
+        passed, web1, in_flight = self.judged(steps)
+        assert (passed, web1["text"], web1["log_tail"], in_flight) == (["app1"], f"web1: {text}", ["end"], [])
+
+    def test_nobody_left_for_a_host_vm_that_does_not_answer(self):
+        steps = {"destination": "m1-b", "migrations": [], "jobs": None}
+        guests = [{**PLANNED, "step": "back"}]
+        assert FILTERS["rejuvenation_passed"](guests, steps) == []
+        settled = FILTERS["rejuvenation_settled"](guests, steps, [], NOW)
+        assert settled["results"][0]["text"].endswith("m1-b stopped to answer while disks were attached")
+        assert settled["in_flight"] == []
+
+    def test_who_was_there_or_went_back(self):
+        order = {"item": {**PLANNED, "ordered": NOW}, "location": "destination"}
+        steps = {"destination": "m1-b", "migrations": [order], "jobs": None}
+        words = [
+            FILTERS["rejuvenation_settled"]([{**PLANNED, "step": step}], steps, [], NOW)["results"][0]["result"]
+            for step in ("move", "back", "resume")
+        ]
+        assert words == ["moved", "moved back", "was there"]
+
+
 class TestReport:
     def report(self, failure=None):
         return FILTERS["rejuvenation_report"](plan(observe()), PHASES, [RESULT], failure or {}, NOW + 30)
