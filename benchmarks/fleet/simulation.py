@@ -184,7 +184,10 @@ def _nothing(_state: State, _place: str, _arguments: Answer) -> Answer:
 
 def _host_vm_info(state: State, _place: str, arguments: Answer) -> Answer:
     used = sum(host_vm["memory_mb"] for host_vm in state["host_vms"].values())
+    image = arguments.get("image")
+    storage = {"image": {"path": image, "exists": True, "sha256": IMAGE_SHA256}, "free_disk_mb": 500000} if image else {}
     return {
+        **storage,
         "host_vms": [
             _describe(name, host_vm)
             for name, host_vm in sorted(state["host_vms"].items())

@@ -16,6 +16,7 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils import (
     _recovery,
     _report,
     _settle,
+    _variables,
 )
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._filters import checked
 
@@ -26,6 +27,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         functions: dict[str, Callable[..., Any]] = {
+            "host_vm_objections": _variables.host_vm_objections,
+            "rejuvenation_objections": _variables.rejuvenation_objections,
             "rejuvenation_plan": _plan.make_plan,
             "rejuvenation_plan_text": _plan.describe,
             "rejuvenation_confirm": _plan.confirm_plan,

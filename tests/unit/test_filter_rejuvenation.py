@@ -465,6 +465,99 @@ class TestSettled:
         assert words == ["moved", "moved back", "was there"]
 
 
+GIVEN = {
+    "machine": "m1",
+    "slots": {
+        slot: {"name": f"m1-{slot}", "address": f"192.0.2.2{number}/24", "mac": f"00:16:3e:00:00:0{number}"}
+        for number, slot in enumerate("ab")
+    },
+    "slot": "a",
+    "memory_mb": 4096,
+    "vcpus": 1,
+    "logins": ["ssh-ed25519 AAAAC3NzaC1 me"],
+    "mappings": {
+        "vmbeam_guest_strategies": {"web1": "cold"},
+        "vmbeam_guest_unmovable_policies": {"web1": "leave_and_skip"},
+        "vmbeam_guest_labels": {},
+        "vmbeam_guest_probes": {"web1": {"address": "192.0.2.30", "port": 80}},
+        "vmbeam_hooks": {"before_machine": "before.yml"},
+    },
+    "auto_strategies": ["precopy"],
+    "parallel_guests": 1,
+    "ssh_args": [],
+    "anti_affinity": [{"name": "db", "guests": ["db1"]}],
+    "gates": [{"name": "load", "command": ["true"]}],
+    "lock_ttl": 4500,
+    "longest_move_seconds": 4500,
+    "repair_seconds": 600,
+}
+HOSTS = {"m1": {}, "m1-a": {}, "m1-b": {}}
+
+
+def mapped(**values):
+    return {"mappings": {**GIVEN["mappings"], **values}}
+
+
+def slots(**values):
+    return {"slots": {**GIVEN["slots"], "b": {**GIVEN["slots"]["b"], **values}}}
+
+
+class TestObjections:
+    @pytest.mark.parametrize("role", ["rejuvenation", "host_vm"])
+    def test_there_is_none_to_what_is_right(self, role):
+        assert FILTERS[f"{role}_objections"](GIVEN, HOSTS) == []
+
+    @pytest.mark.parametrize(
+        ("change", "word"),
+        [
+            ({"slots": {}}, "vmbeam_slots of m1 must describe both slots"),
+            ({"slots": "ab"}, "vmbeam_slots of m1 must describe both slots"),
+            (slots(name="m9-b"), "m9-b, a slot of m1, is not a host of the inventory"),
+            ({"memory_mb": 511}, "at least 512 (MiB; is 511)"),
+            ({"vcpus": 0}, "vmbeam_host_vm_vcpus at least 1 (is 0)"),
+            (mapped(vmbeam_guest_labels="web"), "vmbeam_guest_labels must be a dictionary"),
+            (mapped(vmbeam_guest_strategies={"web1": "fast"}), "Every value of vmbeam_guest_strategies must be one of"),
+            (mapped(vmbeam_guest_unmovable_policies={"web1": "auto"}), "policies one of fail, skip_host"),
+            ({"auto_strategies": []}, "vmbeam_auto_strategies must not be empty"),
+            ({"parallel_guests": 0}, "vmbeam_parallel_guests at least 1 (is 0)"),
+            ({"ssh_args": "-4"}, "rejuvenate_ssh_args a list (is -4)"),
+            ({"anti_affinity": [{"name": "db", "guests": "db1"}]}, "vmbeam_anti_affinity must have a name and either"),
+            ({"anti_affinity": [{"name": "db", "guests": [], "label": "x"}]}, "vmbeam_anti_affinity must have a name"),
+            (mapped(vmbeam_guest_probes={"web1": {"port": 80}}), "vmbeam_guest_probes.web1 must have either url"),
+            ({"gates": [{"name": "load", "command": "true"}]}, "Each of vmbeam_gates must have a name and either"),
+            ({"gates": [{"command": ["true"]}]}, "Each of vmbeam_gates must have a name and either"),
+            ({"lock_ttl": 4499}, "vmbeam_lock_ttl (4499 s) must be at least as long as a guest may take, 4500 s"),
+        ],
+    )
+    def test_to_variables_of_a_rejuvenation(self, change, word):
+        (objection,) = FILTERS["rejuvenation_objections"]({**GIVEN, **change}, HOSTS)
+        assert word in objection
+
+    def test_hooks_are_checked_by_those_who_use_them(self):
+        with pytest.raises(AnsibleFilterError, match="vmbeam_hooks: often is not one of"):
+            FILTERS["rejuvenation_objections"]({**GIVEN, **mapped(vmbeam_hooks={"often": "x.yml"})}, HOSTS)
+
+    @pytest.mark.parametrize(
+        ("change", "word"),
+        [
+            ({"slots": {"a": GIVEN["slots"]["a"]}}, "must describe both slots"),
+            (slots(mac=GIVEN["slots"]["a"]["mac"]), "name, address and mac must differ"),
+            (slots(mac="00:16:3e"), "mac six pairs"),
+            (slots(address="192.0.2.21"), "address must have a prefix length"),
+            (slots(name="m1.b"), "name must be a host name without dots"),
+            ({"memory_mb": 0}, "at least 512"),
+            ({"logins": ["me"]}, "this is none: me"),
+            (
+                {"slots": {**GIVEN["slots"], "a": {**GIVEN["slots"]["a"], "name": "m9"}}},
+                "m9, slot a of m1, is not a host",
+            ),
+        ],
+    )
+    def test_to_variables_of_a_host_vm(self, change, word):
+        (objection,) = FILTERS["host_vm_objections"]({**GIVEN, **change}, HOSTS)
+        assert word in objection
+
+
 class TestReport:
     def report(self, failure=None):
         return FILTERS["rejuvenation_report"](plan(observe()), PHASES, [RESULT], failure or {}, NOW + 30)

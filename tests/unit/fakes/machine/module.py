@@ -9,6 +9,7 @@ Copied under the name of each module. The dom0 that a module runs in is known by
 """
 
 import fcntl
+import hashlib
 import importlib
 import json
 import os
@@ -34,12 +35,17 @@ def call(world, *words):
     world["calls"].append(" ".join(str(word) for word in words))
 
 
-def host_vm_info(world, _me, _options, _check):
+def host_vm_info(world, _me, options, _check):
     host_vms = [
         {"name": name, "state": "running", "image_sha256": None, **vm} for name, vm in world["host_vms"].items()
     ]
     lost = [{"name": name, "domid": None, "state": "absent", "disks": [], **vm} for name, vm in world["lost"].items()]
+    image = options.get("image")
+    there = image and Path(image).exists()
+    sha256 = hashlib.sha256(Path(image).read_bytes()).hexdigest() if there else None
+    storage = {"image": {"path": image, "exists": there, "sha256": sha256}, "free_disk_mb": 500000} if image else {}
     return {
+        **storage,
         "host_vms": host_vms + lost,
         "hypervisor": {**HYPERVISOR, "free_memory_mb": 16384},
         "guest_record": [entry.as_dict() for entry in record().read()],
