@@ -189,6 +189,20 @@ def guest_migrate(world, me, options, check):
     }
 
 
+def guest_passage(world, me, options, check):
+    lock = real("_host_lock").HostLock(options["lock"]["path"])
+    with lock.exclusive():
+        try:
+            lock.keep(options["lock"]["owner"], options["lock"]["ttl"], options["lock"]["details"], check=check)
+        except real("_errors").Conflict as exc:
+            raise Failed(exc.message) from exc
+    for disk, path in options["disks"].items():
+        values = {"host_vm": options["destination"], "disk": disk, "path": path, "state": "attached"}
+        host_vm_disk(world, me, values, check)
+    sessions = [{"session": number} for number in range(options["sessions"])]
+    return {"changed": True, "sessions": sessions, "channel": {"session": 0} if options["channel"] else None}
+
+
 def zero_copy_info(world, me, _options, _check):
     return {"capable": world["host_vms"].get(me, {}).get("zero_copy") is not False, "sessions": []}
 
