@@ -184,7 +184,12 @@ def _nothing(_state: State, _place: str, _arguments: Answer) -> Answer:
 
 def _host_vm_info(state: State, _place: str, arguments: Answer) -> Answer:
     used = sum(host_vm["memory_mb"] for host_vm in state["host_vms"].values())
+    image = arguments.get("image")
+    storage = (
+        {"image": {"path": image, "exists": True, "sha256": IMAGE_SHA256}, "free_disk_mb": 500000} if image else {}
+    )
     return {
+        **storage,
         "host_vms": [
             _describe(name, host_vm)
             for name, host_vm in sorted(state["host_vms"].items())
@@ -268,6 +273,23 @@ def _host_vm_disk(state: State, _place: str, arguments: Answer) -> Answer:
     else:
         changed, path = disks.pop(disk, None) is not None, None
     return {"changed": changed, "disk": {"host_vm": name, "id": disk, "path": path, "state": arguments.get("state")}}
+
+
+def _guest_passage(state: State, place: str, arguments: Answer) -> Answer:
+    kept = _host_lock(state, place, {**arguments["lock"], "state": "kept"})
+    if kept.get("failed"):
+        return kept
+    there = state["host_vms"][arguments["destination"]]["disks"]
+    changed = not arguments["disks"].items() <= there.items()
+    there.update(arguments["disks"])
+    pair = {key: arguments[key] for key in ("source", "destination")}
+    bound = [
+        _zero_copy_session(state, place, {**pair, "purpose": purpose, "count": count})
+        for purpose, count in (("channel", int(arguments["channel"])), ("guest", arguments["sessions"]))
+    ]
+    channel = (bound[0]["sessions"] or [None])[0]
+    changed |= any(answer["changed"] for answer in bound)
+    return {"changed": changed, "sessions": bound[1]["sessions"], "channel": channel}
 
 
 def _zero_copy_session(state: State, _place: str, arguments: Answer) -> Answer:
@@ -407,6 +429,7 @@ _MODULES: dict[str, typing.Callable[[State, str, Answer], Answer]] = {
     "file": _nothing,
     "guest_info": _guest_info,
     "guest_migrate": _guest_migrate,
+    "guest_passage": _guest_passage,
     "guest_record": _nothing,
     "host_lock": _host_lock,
     "host_vm": _host_vm_module,

@@ -15,6 +15,8 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils import (
     _preview,
     _recovery,
     _report,
+    _settle,
+    _variables,
 )
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._filters import checked
 
@@ -25,6 +27,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         functions: dict[str, Callable[..., Any]] = {
+            "host_vm_objections": _variables.host_vm_objections,
+            "rejuvenation_objections": _variables.rejuvenation_objections,
             "rejuvenation_plan": _plan.make_plan,
             "rejuvenation_plan_text": _plan.describe,
             "rejuvenation_confirm": _plan.confirm_plan,
@@ -33,6 +37,8 @@ class FilterModule:
             "rejuvenation_turns": _affinity.turns,
             "rejuvenation_destination_problems": _preflight.destination_problems,
             "rejuvenation_account": _report.account,
+            "rejuvenation_passed": _settle.passed,
+            "rejuvenation_settled": _settle.settled,
             "rejuvenation_recovery": _recovery.recovery,
             "rejuvenation_report": _report.make_report,
             "rejuvenation_report_text": _report.report_text,

@@ -89,6 +89,23 @@ class HostLock:
                 f"{self._path} is not a lock of this collection ({exc}). If no run is under way, remove that file."
             ) from exc
 
+    def keep(self, owner: str, ttl: float, details: dict[str, Any], *, check: bool = False) -> tuple[Lock, Lock, float]:
+        """Renews the owner's lock; to be called within exclusive(). Returns it as it was and is, and the time.
+
+        Raises Conflict if the owner has not got it any more.
+        """
+        held, now = self.holder(), self.clock.now()
+        if held is None or held.owner != owner:
+            raise Conflict(
+                f"This machine is not reserved for {owner} any more, and another run may have changed it since. Run "
+                "again: it continues from what it finds.",
+                holder=held.as_dict(now) if held else None,
+            )
+        lock = Lock(owner, details, held.since, now + ttl)
+        if not check:
+            self.write(lock)
+        return held, lock, now
+
     def write(self, lock: Lock) -> None:
         write_private(self._path, json.dumps(dataclasses.asdict(lock)).encode())
 

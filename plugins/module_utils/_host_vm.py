@@ -381,22 +381,39 @@ class HostVms:
         A file IMAGE.sha256 that is no older than the image (as sha256sum writes it) is believed:
         to read gigabytes takes minutes on a busy machine.
         """
+        key, known, digest = self._image_sha256(image)
+        if not known:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(self._directory / CHECKSUM_CACHE, json.dumps({"image": key, "sha256": digest}).encode())
+        return digest
+
+    def _image_sha256(self, image: str) -> tuple[list[Any], bool, str]:
+        """What the cache knows an image by, whether it knows this one, and the image's checksum."""
         status = os.stat(image)
         key = [image, status.st_size, status.st_mtime_ns, status.st_ino]
-        cache = self._directory / CHECKSUM_CACHE
         try:
-            known = json.loads(cache.read_text())
+            known = json.loads((self._directory / CHECKSUM_CACHE).read_text())
             if known["image"] == key:
-                return str(known["sha256"])
+                return key, True, str(known["sha256"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass  # no use of a cache that cannot be read: it is written anew
         digest = _stated_sha256(image, status.st_mtime_ns)
         if digest is None:
             with open(image, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(cache, json.dumps({"image": key, "sha256": digest}).encode())
-        return digest
+        return key, False, digest
+
+    def storage(self, image: str) -> dict[str, Any]:
+        """What there is to start another host VM from: an image, and room for its disk. Writes nothing."""
+        exists = os.path.exists(image)
+        sha256 = self._image_sha256(image)[2] if exists else None
+        try:
+            room = os.statvfs(self._directory.parent)
+        except FileNotFoundError:
+            free_mb = None
+        else:
+            free_mb = room.f_bavail * room.f_frsize >> 20
+        return {"image": {"path": image, "exists": exists, "sha256": sha256}, "free_disk_mb": free_mb}
 
     # --- removing
 

@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     CommandError,
     Conflict,
+    InvalidInput,
     VmbeamError,
 )
-from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Drive
+from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain, Drive
 from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline, wait_for
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
 
@@ -34,6 +36,25 @@ def guest_drives(drives: Iterable[Drive]) -> dict[str, Drive]:
 def guest_disks(drives: Iterable[Drive]) -> dict[str, str]:
     """The paths of the attached guest disks, by disk id."""
     return {disk: drive.path for disk, drive in guest_drives(drives).items() if drive.attached}
+
+
+def plug_in(
+    xl: Xl, host_vm: str, domain: Domain | None, disk: str, path: str, deadline: Deadline, *, check: bool = False
+) -> Drive | None:
+    """Attaches a disk to a host VM, the domain, if it is not attached; returns as what it was seen before.
+
+    Raises InvalidInput, Conflict, CommandError.
+    """
+    if not os.path.exists(path):
+        raise InvalidInput(f"path: {path} does not exist on this host. Create the disk, or correct the path.")
+    if domain is None or not domain.live:
+        raise Conflict(f"host_vm: {host_vm} is {domain.state if domain else 'absent'}. Start it first.")
+    target = HostVmDisk(xl, domain.domid, disk)
+    seen = target.observe()
+    target.check(seen, path)
+    if not (seen and seen.attached) and not check:
+        target.attach(path, deadline)
+    return seen
 
 
 class HostVmDisk:

@@ -124,28 +124,20 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     ttl = _checks.positive("ttl", params["ttl"])
     file = HostLock(_checks.path("path", params["path"]))
     with file.exclusive(make_folder=not module.check_mode):
+        if params["state"] == "kept":
+            return _result(False, *file.keep(owner, ttl, params["details"], check=module.check_mode))
         held, now = file.holder(), file.clock.now()
         ours = held is not None and held.owner == owner
         if params["state"] == "absent":
             if ours and not module.check_mode:
                 file.remove()
             return _result(ours, held, None if ours else held, now)
-        if params["state"] == "kept" and not ours:
-            raise _loss(owner, held, now)
         if held and not ours and not held.expired(now) and held.owner != params["takeover"]:
             raise _refusal(held, now)
         lock = Lock(owner, params["details"], held.since if held and ours else now, now + ttl)
         if not module.check_mode:
             file.write(lock)
         return _result(not ours, held, lock, now)
-
-
-def _loss(owner: str, held: Lock | None, now: float) -> Conflict:
-    return Conflict(
-        f"This machine is not reserved for {owner} any more, and another run may have changed it since. Run again: it "
-        "continues from what it finds.",
-        holder=held.as_dict(now) if held else None,
-    )
 
 
 def _refusal(held: Lock, now: float) -> Conflict:

@@ -76,14 +76,12 @@ disk:
     state: attached
 """
 
-import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
-from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict, InvalidInput
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm import DEFAULT_DIRECTORY, HostVms
-from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import HostVmDisk
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import HostVmDisk, plug_in
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
 from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
@@ -95,33 +93,22 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     disk = _checks.disk_id("disk", params["disk"])
     deadline = Deadline(_checks.positive("timeout", params["timeout"]))
     wanted = params["state"]
-    path = None
-    if wanted == "attached":
-        path = _checks.path("path", params["path"])
-        if not os.path.exists(path):
-            raise InvalidInput(f"path: {path} does not exist on this host. Create the disk, or correct the path.")
-
     xl = Xl()
     domain, _record = HostVms(xl, _checks.path("directory", params["directory"])).find(name)
-    if domain is None or not domain.live:
-        if wanted == "attached":
-            raise Conflict(f"host_vm: {name} is {domain.state if domain else 'absent'}. Start it first.")
-        if domain is None:
-            return _result(False, _state(name, disk, None), _state(name, disk, None))
+    if wanted == "attached":
+        path = _checks.path("path", params["path"])
+        seen = plug_in(xl, name, domain, disk, path, deadline, check=module.check_mode)
+        there = seen is not None and seen.attached
+        return _result(not there, _state(name, disk, path if there else None), _state(name, disk, path))
 
+    if domain is None:
+        return _result(False, _state(name, disk, None), _state(name, disk, None))
     target = HostVmDisk(xl, domain.domid, disk)
     seen = target.observe()
+    if seen and not module.check_mode:
+        target.detach(deadline)
     before = _state(name, disk, seen.path if seen and seen.attached else None)
-    if path is not None:
-        target.check(seen, path)
-        changed = not (seen and seen.attached)
-        if changed and not module.check_mode:
-            target.attach(path, deadline)
-    else:
-        changed = seen is not None
-        if changed and not module.check_mode:
-            target.detach(deadline)
-    return _result(changed, before, _state(name, disk, path))
+    return _result(seen is not None, before, _state(name, disk, None))
 
 
 def _state(host_vm: str, disk: str, path: str | None) -> dict[str, Any]:

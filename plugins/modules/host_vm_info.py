@@ -26,6 +26,12 @@ options:
     description: Folder that holds a folder of files for each host VM.
     type: path
     default: /var/lib/vmbeam/host-vms
+  image:
+    description:
+      - A golden image, of which to return the checksum, with the room for disks of host VMs.
+      - An image of gigabytes is read only if neither a file beside it nor the start of a host VM tells its checksum, as
+        M(vmbeam.xen.host_vm) does it.
+    type: path
   guest_record:
     description: Whether to return what M(vmbeam.xen.guest_record) has recorded of the guests.
     type: bool
@@ -86,6 +92,19 @@ guest_record:
             path: /etc/xen/guests/web1.cfg
             content: |
               name = "web1"
+image:
+  description: The image, with its checksum, which is null if there is no image.
+  returned: if O(image) is given
+  type: dict
+  sample:
+    path: /var/lib/vmbeam/images/guest-hypervisor.raw
+    exists: true
+    sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+free_disk_mb:
+  description: Free space in MiB where O(directory) is or will be, null if there is no such folder.
+  returned: if O(image) is given
+  type: int
+  sample: 48231
 hypervisor:
   description: Facts of the host hypervisor, memory in MiB.
   returned: success
@@ -119,6 +138,8 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         "host_vms": [host_vms.describe(known, *host_vms.find(known)) for known in names],
         "hypervisor": xl.hypervisor().as_dict(),
     }
+    if module.params["image"]:
+        result |= host_vms.storage(_checks.path("image", module.params["image"]))
     if module.params["guest_record"]:
         result["guest_record"] = [entry.as_dict() for entry in host_vms.guest_record.read()]
     return result
@@ -129,6 +150,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str"},
             "directory": {"type": "path", "default": DEFAULT_DIRECTORY},
+            "image": {"type": "path"},
             "guest_record": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

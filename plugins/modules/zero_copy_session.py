@@ -120,13 +120,9 @@ from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict, InvalidInput
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
 from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
+from ansible_collections.vmbeam.xen.plugins.module_utils._passage import between, bound
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
-from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import (
-    CHANNEL_FRAMES,
-    FRAME,
-    HostSessions,
-    Session,
-)
+from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import FRAME, HostSessions, Session
 
 
 def body(module: AnsibleModule) -> dict[str, Any]:
@@ -136,41 +132,22 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         raise InvalidInput(f"destination: {names[1]} is the source, too. Name another host VM.")
     xl = Xl()
     pair = [xl.domain(name) for name in names]
+    channel = params["purpose"] == "channel"
     with HostSessions() as sessions:
-        there = [
-            entry
-            for entry in sessions.all()
-            if [entry.source, entry.destination] == [domain.domid if domain else None for domain in pair]
-            and entry.channel == (params["purpose"] == "channel")
-        ]
-        if params["state"] == "bound":
-            return _bind(module, sessions, there, dict(zip(names, pair, strict=True)))
-        return _end(module, sessions, there)
+        if params["state"] == "absent":
+            return _end(module, sessions, between(sessions, pair, channel=channel))
+        limit = params["memory_mb"]
+        if channel and limit is not None:
+            raise InvalidInput("memory_mb: a channel's size is fixed. Leave it out.")
+        count = _checks.positive("count", params["count"])
+        frames = None if channel else _frames(limit, pair[0])
+        found, whole = bound(sessions, names, pair, count, frames, check=module.check_mode)
+        return _result(count > len(found), found, whole)
 
 
-def _bind(
-    module: AnsibleModule, sessions: HostSessions, there: list[Session], pair: dict[str, Domain | None]
-) -> dict[str, Any]:
-    for option, (name, domain) in zip(("source", "destination"), pair.items(), strict=True):
-        if domain is None or not domain.live:
-            raise Conflict(f"{option}: {name} is {domain.state if domain else 'absent'}. Start it first.")
-    source, destination = (domain for domain in pair.values() if domain)
-    limit = module.params["memory_mb"]
-    channel = module.params["purpose"] == "channel"
-    if channel and limit is not None:
-        raise InvalidInput("memory_mb: a channel's size is fixed. Leave it out.")
-    memory_mb = source.memory_mb if limit is None else _checks.positive("memory_mb", limit)
-    frames = CHANNEL_FRAMES if channel else (memory_mb << 20) // FRAME
-    count = _checks.positive("count", module.params["count"])
-    usable = (entry for entry in there if (entry.state == "open" if channel else entry.unused))
-    found = [entry for entry in usable if entry.max_frames >= frames][:count]
-    missing = count - len(found)
-    bound = (
-        []
-        if module.check_mode
-        else [sessions.bind(source.domid, destination.domid, frames, channel=channel) for _missing in range(missing)]
-    )
-    return _result(missing > 0, found, found + bound)
+def _frames(limit: int | None, source: Domain | None) -> int:
+    memory_mb = (source.memory_mb if source else 0) if limit is None else _checks.positive("memory_mb", limit)
+    return (memory_mb << 20) // FRAME
 
 
 def _end(module: AnsibleModule, sessions: HostSessions, there: list[Session]) -> dict[str, Any]:

@@ -122,14 +122,16 @@ def machines_in(batch: Sequence[str]) -> list[str]:
     return [name for name in batch if not name.startswith(ANCHOR)]
 
 
-def hosts(run: Mapping[str, Any]) -> list[str]:
+def hosts(run: Mapping[str, Any], by_batches: bool = True) -> list[str]:
     """Return the hosts of a run's plays, in order: `run` are the variables of the host on which the run was selected.
 
-    Without a selection it is the group that one makes, of which Ansible says that it is not there.
+    A play that is not divided into batches needs the host that stands for the controller once. Without a selection it
+    is the group that one makes, of which Ansible says that it is not there.
     """
     if "rolling_batches" not in run:
         return ["vmbeam_rolling"]
-    return [name for batch in run["rolling_batches"] for name in batch]
+    names = [name for batch in run["rolling_batches"] for name in batch]
+    return names if by_batches else names[:1] + machines_in(names[1:])
 
 
 def budget(value: Any, total: int) -> int:

@@ -392,6 +392,172 @@ class TestAccount:
         assert (account["seconds"], account["phases"], account["repairs"]) == (None, {}, [])
 
 
+class TestSettled:
+    """app1 and web1, side by side, at each step of their move."""
+
+    BATCH = tuple({**PLANNED, "name": name, "step": "move", "strategy": "zero_copy"} for name in ("app1", "web1"))
+
+    def steps(self, web1, **further):
+        """Both were ordered; app1 arrived, and of web1 its job says what is given."""
+        orders = [{"item": {**guest, "ordered": NOW}} for guest in self.BATCH]
+        arrived = {"location": "destination", "migration": {"seconds": 2.0, "log_tail": ["done"]}}
+        jobs = [{**arrived, "item": orders[0]}, {**web1, "item": orders[1]}]
+        return {"destination": "m1-b", "migrations": orders, "jobs": jobs, **further}
+
+    def judged(self, steps):
+        """The names of those who passed, web1's account, and who may be on its way."""
+        passed = FILTERS["rejuvenation_passed"](list(self.BATCH), steps)
+        sessions = [{"session": 4}, {"session": 5}]
+        settled = FILTERS["rejuvenation_settled"](list(self.BATCH), steps, sessions, NOW + 5)
+        app1, web1 = settled["results"]
+        assert (app1["result"], app1["session"], app1["started"], app1["finished"]) == ("moved", 4, NOW, NOW + 5)
+        return [guest["name"] for guest in passed], web1, settled["in_flight"]
+
+    def test_who_passed_all_has_moved(self):
+        alive = [{"item": "app1"}, {"item": "web1"}]
+        detached = [{"item": {"guest": "web1", "id": "web1-root"}}]
+        steps = self.steps({"location": "destination"}, alive=alive, refused={}, detached=detached)
+        passed, web1, in_flight = self.judged(steps)
+        assert (passed, web1["result"], web1["session"], in_flight) == (["app1", "web1"], "moved", 5, [])
+
+    @pytest.mark.parametrize(
+        ("job", "text", "in_flight"),
+        [
+            ({"failed": True, "msg": "no route", "location": "source"}, "no route", []),
+            ({"unreachable": True, "msg": "gone"}, "gone", ["web1"]),
+            ({"location": "source"}, "the migration gave no result", []),
+            ({"failed": True}, "the migration gave no result", ["web1"]),
+        ],
+    )
+    def test_a_migration_without_success(self, job, text, in_flight):
+        passed, web1, seen = self.judged(self.steps(job))
+        assert (passed, web1["result"], web1["text"], seen) == (["app1"], "failed", f"web1: {text}", in_flight)
+
+    @pytest.mark.parametrize(
+        ("step", "text"),
+        [
+            ({"alive": [{"item": "web1", "failed": True, "msg": "no sign of life"}]}, "no sign of life"),
+            ({"alive": [{"item": "web1", "unreachable": True}]}, "the guest dom0 of m1-b does not answer"),
+            ({"refused": {"web1": "no answer to its probe"}}, "no answer to its probe"),
+            ({"detached": [{"item": {"guest": "web1"}, "failed": True, "msg": "busy"}]}, "busy"),
+        ],
+    )
+    def test_a_later_step_that_fails(self, step, text):
+        steps = self.steps({"location": "destination", "migration": {"log_tail": ["end"]}}, **step)
+        passed, web1, in_flight = self.judged(steps)
+        assert (passed, web1["text"], web1["log_tail"], in_flight) == (["app1"], f"web1: {text}", ["end"], [])
+
+    def test_nobody_left_for_a_host_vm_that_does_not_answer(self):
+        steps = {"destination": "m1-b", "migrations": [], "jobs": None}
+        guests = [{**PLANNED, "step": "back"}]
+        assert FILTERS["rejuvenation_passed"](guests, steps) == []
+        settled = FILTERS["rejuvenation_settled"](guests, steps, [], NOW)
+        assert settled["results"][0]["text"].endswith("m1-b stopped to answer while disks were attached")
+        assert settled["in_flight"] == []
+
+    def test_who_was_there_or_went_back(self):
+        order = {"item": {**PLANNED, "ordered": NOW}, "location": "destination"}
+        steps = {"destination": "m1-b", "migrations": [order], "jobs": None}
+        words = [
+            FILTERS["rejuvenation_settled"]([{**PLANNED, "step": step}], steps, [], NOW)["results"][0]["result"]
+            for step in ("move", "back", "resume")
+        ]
+        assert words == ["moved", "moved back", "was there"]
+
+
+GIVEN = {
+    "machine": "m1",
+    "slots": {
+        slot: {"name": f"m1-{slot}", "address": f"192.0.2.2{number}/24", "mac": f"00:16:3e:00:00:0{number}"}
+        for number, slot in enumerate("ab")
+    },
+    "slot": "a",
+    "memory_mb": 4096,
+    "vcpus": 1,
+    "logins": ["ssh-ed25519 AAAAC3NzaC1 me"],
+    "mappings": {
+        "vmbeam_guest_strategies": {"web1": "cold"},
+        "vmbeam_guest_unmovable_policies": {"web1": "leave_and_skip"},
+        "vmbeam_guest_labels": {},
+        "vmbeam_guest_probes": {"web1": {"address": "192.0.2.30", "port": 80}},
+        "vmbeam_hooks": {"before_machine": "before.yml"},
+    },
+    "auto_strategies": ["precopy"],
+    "parallel_guests": 1,
+    "ssh_args": [],
+    "anti_affinity": [{"name": "db", "guests": ["db1"]}],
+    "gates": [{"name": "load", "command": ["true"]}],
+    "lock_ttl": 4500,
+    "longest_move_seconds": 4500,
+    "repair_seconds": 600,
+}
+HOSTS = {"m1": {}, "m1-a": {}, "m1-b": {}}
+
+
+def mapped(**values):
+    return {"mappings": {**GIVEN["mappings"], **values}}
+
+
+def slots(**values):
+    return {"slots": {**GIVEN["slots"], "b": {**GIVEN["slots"]["b"], **values}}}
+
+
+class TestObjections:
+    @pytest.mark.parametrize("role", ["rejuvenation", "host_vm"])
+    def test_there_is_none_to_what_is_right(self, role):
+        assert FILTERS[f"{role}_objections"](GIVEN, HOSTS) == []
+
+    @pytest.mark.parametrize(
+        ("change", "word"),
+        [
+            ({"slots": {}}, "vmbeam_slots of m1 must describe both slots"),
+            ({"slots": "ab"}, "vmbeam_slots of m1 must describe both slots"),
+            (slots(name="m9-b"), "m9-b, a slot of m1, is not a host of the inventory"),
+            ({"memory_mb": 511}, "at least 512 (MiB; is 511)"),
+            ({"vcpus": 0}, "vmbeam_host_vm_vcpus at least 1 (is 0)"),
+            (mapped(vmbeam_guest_labels="web"), "vmbeam_guest_labels must be a dictionary"),
+            (mapped(vmbeam_guest_strategies={"web1": "fast"}), "Every value of vmbeam_guest_strategies must be one of"),
+            (mapped(vmbeam_guest_unmovable_policies={"web1": "auto"}), "policies one of fail, skip_host"),
+            ({"auto_strategies": []}, "vmbeam_auto_strategies must not be empty"),
+            ({"parallel_guests": 0}, "vmbeam_parallel_guests at least 1 (is 0)"),
+            ({"ssh_args": "-4"}, "rejuvenate_ssh_args a list (is -4)"),
+            ({"anti_affinity": [{"name": "db", "guests": "db1"}]}, "vmbeam_anti_affinity must have a name and either"),
+            ({"anti_affinity": [{"name": "db", "guests": [], "label": "x"}]}, "vmbeam_anti_affinity must have a name"),
+            (mapped(vmbeam_guest_probes={"web1": {"port": 80}}), "vmbeam_guest_probes.web1 must have either url"),
+            ({"gates": [{"name": "load", "command": "true"}]}, "Each of vmbeam_gates must have a name and either"),
+            ({"gates": [{"command": ["true"]}]}, "Each of vmbeam_gates must have a name and either"),
+            ({"lock_ttl": 4499}, "vmbeam_lock_ttl (4499 s) must be at least as long as a guest may take, 4500 s"),
+        ],
+    )
+    def test_to_variables_of_a_rejuvenation(self, change, word):
+        (objection,) = FILTERS["rejuvenation_objections"]({**GIVEN, **change}, HOSTS)
+        assert word in objection
+
+    def test_hooks_are_checked_by_those_who_use_them(self):
+        with pytest.raises(AnsibleFilterError, match="vmbeam_hooks: often is not one of"):
+            FILTERS["rejuvenation_objections"]({**GIVEN, **mapped(vmbeam_hooks={"often": "x.yml"})}, HOSTS)
+
+    @pytest.mark.parametrize(
+        ("change", "word"),
+        [
+            ({"slots": {"a": GIVEN["slots"]["a"]}}, "must describe both slots"),
+            (slots(mac=GIVEN["slots"]["a"]["mac"]), "name, address and mac must differ"),
+            (slots(mac="00:16:3e"), "mac six pairs"),
+            (slots(address="192.0.2.21"), "address must have a prefix length"),
+            (slots(name="m1.b"), "name must be a host name without dots"),
+            ({"memory_mb": 0}, "at least 512"),
+            ({"logins": ["me"]}, "this is none: me"),
+            (
+                {"slots": {**GIVEN["slots"], "a": {**GIVEN["slots"]["a"], "name": "m9"}}},
+                "m9, slot a of m1, is not a host",
+            ),
+        ],
+    )
+    def test_to_variables_of_a_host_vm(self, change, word):
+        (objection,) = FILTERS["host_vm_objections"]({**GIVEN, **change}, HOSTS)
+        assert word in objection
+
+
 class TestReport:
     def report(self, failure=None):
         return FILTERS["rejuvenation_report"](plan(observe()), PHASES, [RESULT], failure or {}, NOW + 30)

@@ -187,6 +187,10 @@ def test_the_plays_hosts_are_those_of_all_batches_in_order():
         "m1",
         "m3",
     ]
+    batches = {"rolling_batches": [["batch-1", "m2"], ["batch-2", "m1", "m3"]]}
+    assert apply("rolling_hosts", batches, False) == ["batch-1", "m2", "m1", "m3"]
+    # With --limit no host stands for the controller.
+    assert apply("rolling_hosts", {"rolling_batches": [["m2"], ["m1", "m3"]]}, False) == ["m2", "m1", "m3"]
     assert apply("rolling_hosts", {"rolling_batches": []}) == []
     assert apply("rolling_hosts", {}) == ["vmbeam_rolling"]
 

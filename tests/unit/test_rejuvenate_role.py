@@ -25,6 +25,7 @@ FAKED = (
     "guest",
     "guest_info",
     "guest_migrate",
+    "guest_passage",
     "guest_record",
     "host_vm",
     "host_vm_disk",

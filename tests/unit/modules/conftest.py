@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.vmbeam.xen.plugins.module_utils import _process, _xl
+from ansible_collections.vmbeam.xen.plugins.module_utils import _process, _xl, _zerocopy
+from zerocopy import FakeLibrary
 
 FAKE_XL = Path(__file__).parents[1] / "fakes" / "fake_xl.py"
 # Not runpy, which takes any path inside a collection for a package once Ansible's loader is there.
@@ -64,3 +65,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return outcome
 
     return run_module
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
+    fake = FakeLibrary()
+    monkeypatch.setattr(_zerocopy, "_load", lambda: fake)
+    return fake

@@ -283,6 +283,19 @@ def test_a_checksum_beside_the_image_is_believed_unless_it_is_older(machine, sta
     assert start()["host_vm"]["image_sha256"] == (stated if usable else real)
 
 
+def test_an_image_is_described_without_a_trace(machine, info):
+    sha256 = hashlib.sha256(b"golden").hexdigest()
+    seen = info(image=str(machine.image))
+    assert seen["image"] == {"path": str(machine.image), "exists": True, "sha256": sha256}
+    assert seen["free_disk_mb"] > 0
+    assert not machine.directory.exists()
+    machine.image.unlink()
+    seen = info(image=str(machine.image), directory=str(machine.directory / "deeper"))
+    assert seen["image"] == {"path": str(machine.image), "exists": False, "sha256": None}
+    assert seen["free_disk_mb"] is None
+    assert "image" not in info()
+
+
 def test_image_is_read_once(machine, start):
     start()
     seen = os.stat(machine.image)

@@ -9,6 +9,7 @@ Copied under the name of each module. The dom0 that a module runs in is known by
 """
 
 import fcntl
+import hashlib
 import importlib
 import json
 import os
@@ -34,12 +35,17 @@ def call(world, *words):
     world["calls"].append(" ".join(str(word) for word in words))
 
 
-def host_vm_info(world, _me, _options, _check):
+def host_vm_info(world, _me, options, _check):
     host_vms = [
         {"name": name, "state": "running", "image_sha256": None, **vm} for name, vm in world["host_vms"].items()
     ]
     lost = [{"name": name, "domid": None, "state": "absent", "disks": [], **vm} for name, vm in world["lost"].items()]
+    image = options.get("image")
+    there = image and Path(image).exists()
+    sha256 = hashlib.sha256(Path(image).read_bytes()).hexdigest() if there else None
+    storage = {"image": {"path": image, "exists": there, "sha256": sha256}, "free_disk_mb": 500000} if image else {}
     return {
+        **storage,
         "host_vms": host_vms + lost,
         "hypervisor": {**HYPERVISOR, "free_memory_mb": 16384},
         "guest_record": [entry.as_dict() for entry in record().read()],
@@ -181,6 +187,20 @@ def guest_migrate(world, me, options, check):
         "migration": {"guest": name, "strategy": strategy, "seconds": 2.0, "downtime_seconds": 0.5},
         "diff": {"before": {"location": location}, "after": {"location": "destination"}},
     }
+
+
+def guest_passage(world, me, options, check):
+    lock = real("_host_lock").HostLock(options["lock"]["path"])
+    with lock.exclusive():
+        try:
+            lock.keep(options["lock"]["owner"], options["lock"]["ttl"], options["lock"]["details"], check=check)
+        except real("_errors").Conflict as exc:
+            raise Failed(exc.message) from exc
+    for disk, path in options["disks"].items():
+        values = {"host_vm": options["destination"], "disk": disk, "path": path, "state": "attached"}
+        host_vm_disk(world, me, values, check)
+    sessions = [{"session": number} for number in range(options["sessions"])]
+    return {"changed": True, "sessions": sessions, "channel": {"session": 0} if options["channel"] else None}
 
 
 def zero_copy_info(world, me, _options, _check):
