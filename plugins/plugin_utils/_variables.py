@@ -80,7 +80,7 @@ def _in_inventory(given: Mapping[str, Any], slots: Iterable[Mapping[str, Any]], 
         if slot["name"] not in hosts:
             yield (
                 f"{slot['name']}, a slot of {given['machine']}, is not a host of the inventory. Add it (ansible_host "
-                f"{str(slot['address']).split('/')[0]}, reached through {given['machine']})"
+                f"{str(slot['address']).split('/', maxsplit=1)[0]}, reached through {given['machine']})"
             )
 
 
@@ -89,7 +89,7 @@ def _slot_in_inventory(given: Mapping[str, Any], hosts: Container[str]) -> Itera
     if slot["name"] not in hosts:
         yield (
             f"{slot['name']}, slot {given['slot']} of {given['machine']}, is not a host of the inventory. Add it "
-            f"(ansible_host {str(slot['address']).split('/')[0]}, reached through {given['machine']})"
+            f"(ansible_host {str(slot['address']).split('/', maxsplit=1)[0]}, reached through {given['machine']})"
         )
 
 
