@@ -667,6 +667,18 @@ def test_machines_with_guests_of_one_group_are_rolled_one_after_the_other(machin
     assert first[1] <= second[0]
 
 
+def test_each_machine_of_a_batch_moves_its_guests_in_the_order_of_its_plan(machines):
+    """m1 in twos and then one alone, m2 one after the other."""
+    machines.add("m1", "app1", "log1", "web1")
+    machines.add("m2", "db1", "db2")
+    done = machines.run(
+        vmbeam_serial=2, vmbeam_parallel_guests=2, vmbeam_anti_affinity=[{"name": "db", "guests": ["db1", "db2"]}]
+    )
+    assert done.returncode == 0
+    assert machines.read("m1", "plan")["batches"] == [["app1", "log1"], ["web1"]]
+    assert machines.moves("m2") == ["db1 m2-a m2-b zero_copy", "db2 m2-a m2-b zero_copy"]
+
+
 def span(report: dict[str, Any]) -> tuple[float, float]:
     """When a machine was being changed: from the end of the report's first phase to the end of the last."""
     begun, ended = (datetime.datetime.fromisoformat(report[key]).timestamp() for key in ("started", "finished"))
