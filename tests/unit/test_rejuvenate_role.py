@@ -248,6 +248,43 @@ def test_each_of_two_guests_that_move_side_by_side_has_its_own_account(machines)
     assert "db1 cannot go to m1-b" in db1["text"]
 
 
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_of_a_guest_that_may_still_be_on_its_way_nothing_is_undone(machines, parallel):
+    """Its migration gave no result: app1 goes back, web1 keeps its disks in both host VMs, and both are kept."""
+    machines.add("m1", "app1", "web1", faults=["web1 on its way"])
+
+    done = machines.run(vmbeam_on_failure="rollback", vmbeam_undo_on_failure=True, vmbeam_parallel_guests=parallel)
+
+    assert done.returncode != 0
+    assert "web1: the connection broke" in done.stdout
+    assert machines.moves("m1") == [
+        "app1 m1-a m1-b zero_copy",
+        "web1 m1-a m1-b zero_copy",
+        "app1 m1-b m1-a zero_copy",
+    ]
+    assert machines.where("m1") == {"m1-a": ["app1", "web1"], "m1-b": []}
+    disks = {name: {disk["id"] for disk in vm["disks"]} for name, vm in machines.world("m1")["host_vms"].items()}
+    assert disks == {"m1-a": {"app1-root", "web1-root"}, "m1-b": {"web1-root"}}
+
+
+def test_what_one_host_vm_does_not_tell_is_still_known_of_the_other(machines):
+    """A cut run left both; the old one offers no zero-copy, and the new one cannot say."""
+    machines.add("m1", "app1", faults=["m1-b tells nothing of zero-copy"])
+    world = machines.world("m1")
+    old = world["host_vms"]["m1-a"]
+    old["zero_copy"] = False
+    world["host_vms"]["m1-b"] = {**old, "domid": 2, "slot": "b", "generation": 2, "disks": [], "guests": {}}
+    machines.write("m1", world)
+
+    done = machines.run(vmbeam_plan_only=True, vmbeam_strategy="auto")
+
+    assert done.returncode == 0
+    plan = machines.read("m1", "plan")
+    assert plan["action"] == "resume"
+    [guest] = plan["guests"]
+    assert "not zero_copy, as the hypervisor below m1-a" in guest["strategy_reason"]
+
+
 def test_rollback_after_a_failed_move(machines):
     machines.add("m1", "app1", "db1", "web1", faults=["web1 to m1-b"])
 
@@ -482,6 +519,18 @@ def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
     state = machines.read("m1", "state")
     assert state["run"] is None
     assert state["history"][-1]["outcome"] == "completed"
+
+
+def test_the_audit_log_tells_the_run_of_each_play(machines):
+    machines.add("m1", "app1")
+    plays = [{**PLAYBOOK[0], "vars": {"vmbeam_run_id": name, "vmbeam_force": True}} for name in ("one", "two")]
+    (machines.folder / "play.yml").write_text(yaml.safe_dump(plays))
+    done = machines.run(vmbeam_audit_file=f"{machines.folder}/log")
+    assert done.returncode == 0
+    entries = [json.loads(line) for line in (machines.folder / "log").read_text().splitlines()]
+    assert [(entry["run"], entry["event"]) for entry in entries] == [
+        (name, event) for name in ("one", "two") for event in ("begin", "guest", "end")
+    ]
 
 
 def test_a_machine_is_done_once_in_a_run(machines):
