@@ -144,8 +144,13 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     names = [_checks.domain_name(option, params[option]) for option in ("source", "destination")]
     if names[0] == names[1]:
         raise InvalidInput(f"destination: {names[1]} is the source, too. Name another host VM.")
-    disks = {_checks.disk_id("disks", disk): _checks.path("disks", path) for disk, path in params["disks"].items()}
+    disks = {
+        _checks.disk_id("disks", disk): _checks.path(f"disks.{disk}", str(path))
+        for disk, path in params["disks"].items()
+    }
     timeout = _checks.positive("timeout", params["timeout"])
+    if params["sessions"] < 0:
+        raise InvalidInput(f"sessions: {params['sessions']} is too small. Give 0 or more.")
     if params["lock"]:
         _keep(params["lock"], module.check_mode)
 
@@ -153,7 +158,10 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     destination, _record = HostVms(xl, _checks.path("directory", params["directory"])).find(names[1])
     attached, before, after = False, [], []
     for disk, path in disks.items():
-        seen = plug_in(xl, names[1], destination, disk, path, Deadline(timeout), check=module.check_mode)
+        options = ("destination", f"disks.{disk}")
+        seen = plug_in(
+            xl, names[1], destination, disk, path, Deadline(timeout), options=options, check=module.check_mode
+        )
         there = seen is not None and seen.attached
         attached |= not there
         whole = {"host_vm": names[1], "id": disk, "path": path, "state": "attached"}
@@ -178,8 +186,6 @@ def _keep(lock: dict[str, Any], check: bool) -> None:
 
 def _bind(module: AnsibleModule, xl: Xl, names: list[str]) -> tuple[list[Session], list[Session], bool]:
     channel, count = module.params["channel"], module.params["sessions"]
-    if count < 0:
-        raise InvalidInput(f"sessions: {count} is too small. Give 0 or more.")
     if not channel and not count:
         return [], [], False
     pair = [xl.domain(name) for name in names]
