@@ -728,6 +728,19 @@ def test_each_machine_of_a_batch_moves_its_guests_in_the_order_of_its_plan(machi
     assert machines.moves("m2") == ["db1 m2-a m2-b zero_copy", "db2 m2-a m2-b zero_copy"]
 
 
+def test_machines_of_a_batch_move_side_by_side_and_one_that_fails_keeps_no_other_from_it(machines):
+    machines.add("m1", "app1", "web1", faults=["web1 to m1-b"])
+    machines.add("m2", "db1", "db2", "db3")
+    done = machines.run(vmbeam_serial=2, vmbeam_on_failure="rollback")
+    assert done.returncode != 0
+    assert machines.where("m1") == {"m1-a": ["app1", "web1"]}
+    assert machines.read("m1", "report")["guests_moved_back"] == ["app1"]
+    assert machines.where("m2") == {"m2-b": ["db1", "db2", "db3"]}
+    assert machines.read("m2", "report")["outcome"] == "completed"
+    # Twice for both, once for what m1 takes back, and once for the third guest of m2.
+    assert done.stdout.count(" : Make way for the guests] ") == 4
+
+
 def span(report: dict[str, Any]) -> tuple[float, float]:
     """When a machine was being changed: from the end of the report's first phase to the end of the last."""
     begun, ended = (datetime.datetime.fromisoformat(report[key]).timestamp() for key in ("started", "finished"))
