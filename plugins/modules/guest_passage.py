@@ -168,13 +168,14 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         before.append(whole if there else {**whole, "path": None, "state": "detached"})
         after.append(whole)
 
-    channels, sessions, new = _bind(module, xl, names)
+    found, channels, sessions = _bind(module, xl, names)
+    numbers = [[entry.session for entry in entries] for entries in (found, channels + sessions)]
     return {
-        "changed": attached or new,
+        "changed": attached or len(found) < params["channel"] + params["sessions"],
         "disks": after,
         "sessions": [entry.as_dict() for entry in sessions],
         "channel": channels[0].as_dict() if channels else None,
-        "diff": state_diff({"disks": before}, {"disks": after}),
+        "diff": state_diff({"disks": before, "sessions": numbers[0]}, {"disks": after, "sessions": numbers[1]}),
     }
 
 
@@ -184,17 +185,18 @@ def _keep(lock: dict[str, Any], check: bool) -> None:
         file.keep(lock["owner"].strip(), _checks.positive("lock.ttl", lock["ttl"]), lock["details"], check=check)
 
 
-def _bind(module: AnsibleModule, xl: Xl, names: list[str]) -> tuple[list[Session], list[Session], bool]:
+def _bind(module: AnsibleModule, xl: Xl, names: list[str]) -> tuple[list[Session], list[Session], list[Session]]:
+    """Those that were found, the channel if there has to be one, and the sessions."""
     channel, count = module.params["channel"], module.params["sessions"]
     if not channel and not count:
-        return [], [], False
+        return [], [], []
     pair = [xl.domain(name) for name in names]
     frames = ((pair[0].memory_mb if pair[0] else 0) << 20) // FRAME
     with HostSessions() as host:
         # The channel first, as it may have been lost with its daemon since.
         there, channels = bound(host, names, pair, 1, None, check=module.check_mode) if channel else ([], [])
         found, sessions = bound(host, names, pair, count, frames, check=module.check_mode) if count else ([], [])
-    return channels, sessions, (channel and not there) or len(found) < count
+    return there + found, channels, sessions
 
 
 def main() -> None:

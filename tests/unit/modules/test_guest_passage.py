@@ -53,8 +53,10 @@ def test_all_is_made_once(passage, library):
 
 def test_what_is_there_stays(passage, run, library):
     first = passage(sessions=2)
+    assert [len(first["diff"][when]["sessions"]) for when in ("before", "after")] == [0, 2]
     again = passage(sessions=2)
     assert not again["changed"]
+    assert again["diff"]["before"] == again["diff"]["after"] == first["diff"]["after"]
     assert again["sessions"] == first["sessions"]
     assert again["channel"] is None
     assert len(library.sessions) == 2
