@@ -649,6 +649,18 @@ def test_a_lock_that_a_guest_may_outlast_is_refused(machines):
     assert machines.world("m1")["calls"] == []
 
 
+@pytest.mark.parametrize(("forks", "seconds"), [("1", 9000), ("2", 4500)])
+def test_a_lock_lasts_while_machines_wait_for_a_fork(machines, forks, seconds):
+    for name in ("m1", "m2"):
+        machines.add(name, f"app-{name}")
+    look = {"vmbeam.xen.host_lock_info": {"path": "{{ vmbeam_lock_file }}"}, "register": "seen"}
+    stop = {"ansible.builtin.fail": {"msg": "for {{ seen.holder.expires_in_seconds | int // 100 }} from now"}}
+    machines.start.write_text(yaml.safe_dump([look, stop]))
+    done = machines.run("--forks", forks, vmbeam_serial=2, vmbeam_lock_ttl=4500)
+    # It was renewed some seconds before it is looked at.
+    assert done.stdout.count(f'"msg": "for {seconds // 100 - 1} from now"') == 2
+
+
 def test_the_report_of_the_run_knows_machines_that_are_only_planned(machines):
     machines.add("m1", "app1")
     report = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "_report.yml")}
