@@ -39,16 +39,24 @@ def guest_disks(drives: Iterable[Drive]) -> dict[str, str]:
 
 
 def plug_in(
-    xl: Xl, host_vm: str, domain: Domain | None, disk: str, path: str, deadline: Deadline, *, check: bool = False
+    xl: Xl,
+    host_vm: str,
+    domain: Domain | None,
+    disk: str,
+    path: str,
+    deadline: Deadline,
+    *,
+    options: tuple[str, str] = ("host_vm", "path"),
+    check: bool = False,
 ) -> Drive | None:
     """Attaches a disk to a host VM, the domain, if it is not attached; returns as what it was seen before.
 
-    Raises InvalidInput, Conflict, CommandError.
+    `options` are the module's that have host_vm and path. Raises InvalidInput, Conflict, CommandError.
     """
     if not os.path.exists(path):
-        raise InvalidInput(f"path: {path} does not exist on this host. Create the disk, or correct the path.")
+        raise InvalidInput(f"{options[1]}: {path} does not exist on this host. Create the disk, or correct the path.")
     if domain is None or not domain.live:
-        raise Conflict(f"host_vm: {host_vm} is {domain.state if domain else 'absent'}. Start it first.")
+        raise Conflict(f"{options[0]}: {host_vm} is {domain.state if domain else 'absent'}. Start it first.")
     target = HostVmDisk(xl, domain.domid, disk)
     seen = target.observe()
     target.check(seen, path)

@@ -144,8 +144,13 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     names = [_checks.domain_name(option, params[option]) for option in ("source", "destination")]
     if names[0] == names[1]:
         raise InvalidInput(f"destination: {names[1]} is the source, too. Name another host VM.")
-    disks = {_checks.disk_id("disks", disk): _checks.path("disks", path) for disk, path in params["disks"].items()}
+    disks = {
+        _checks.disk_id("disks", disk): _checks.path(f"disks.{disk}", str(path))
+        for disk, path in params["disks"].items()
+    }
     timeout = _checks.positive("timeout", params["timeout"])
+    if params["sessions"] < 0:
+        raise InvalidInput(f"sessions: {params['sessions']} is too small. Give 0 or more.")
     if params["lock"]:
         _keep(params["lock"], module.check_mode)
 
@@ -153,20 +158,24 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     destination, _record = HostVms(xl, _checks.path("directory", params["directory"])).find(names[1])
     attached, before, after = False, [], []
     for disk, path in disks.items():
-        seen = plug_in(xl, names[1], destination, disk, path, Deadline(timeout), check=module.check_mode)
+        options = ("destination", f"disks.{disk}")
+        seen = plug_in(
+            xl, names[1], destination, disk, path, Deadline(timeout), options=options, check=module.check_mode
+        )
         there = seen is not None and seen.attached
         attached |= not there
         whole = {"host_vm": names[1], "id": disk, "path": path, "state": "attached"}
         before.append(whole if there else {**whole, "path": None, "state": "detached"})
         after.append(whole)
 
-    channels, sessions, new = _bind(module, xl, names)
+    found, channels, sessions = _bind(module, xl, names)
+    numbers = [[entry.session for entry in entries] for entries in (found, channels + sessions)]
     return {
-        "changed": attached or new,
+        "changed": attached or len(found) < params["channel"] + params["sessions"],
         "disks": after,
         "sessions": [entry.as_dict() for entry in sessions],
         "channel": channels[0].as_dict() if channels else None,
-        "diff": state_diff({"disks": before}, {"disks": after}),
+        "diff": state_diff({"disks": before, "sessions": numbers[0]}, {"disks": after, "sessions": numbers[1]}),
     }
 
 
@@ -176,19 +185,18 @@ def _keep(lock: dict[str, Any], check: bool) -> None:
         file.keep(lock["owner"].strip(), _checks.positive("lock.ttl", lock["ttl"]), lock["details"], check=check)
 
 
-def _bind(module: AnsibleModule, xl: Xl, names: list[str]) -> tuple[list[Session], list[Session], bool]:
+def _bind(module: AnsibleModule, xl: Xl, names: list[str]) -> tuple[list[Session], list[Session], list[Session]]:
+    """Those that were found, the channel if there has to be one, and the sessions."""
     channel, count = module.params["channel"], module.params["sessions"]
-    if count < 0:
-        raise InvalidInput(f"sessions: {count} is too small. Give 0 or more.")
     if not channel and not count:
-        return [], [], False
+        return [], [], []
     pair = [xl.domain(name) for name in names]
     frames = ((pair[0].memory_mb if pair[0] else 0) << 20) // FRAME
     with HostSessions() as host:
         # The channel first, as it may have been lost with its daemon since.
         there, channels = bound(host, names, pair, 1, None, check=module.check_mode) if channel else ([], [])
         found, sessions = bound(host, names, pair, count, frames, check=module.check_mode) if count else ([], [])
-    return channels, sessions, (channel and not there) or len(found) < count
+    return there + found, channels, sessions
 
 
 def main() -> None:

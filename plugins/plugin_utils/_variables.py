@@ -137,8 +137,8 @@ def _choices(given: Mapping[str, Any]) -> Iterator[str]:
     strategies = given["mappings"]["vmbeam_guest_strategies"]
     policies = given["mappings"]["vmbeam_guest_unmovable_policies"]
     if (
-        not set(strategies.values()) <= set(CHOICES)
-        or not set(policies.values()) <= set(POLICIES)
+        any(value not in CHOICES for value in strategies.values())
+        or any(value not in POLICIES for value in policies.values())
         or not given["auto_strategies"]
         or given["parallel_guests"] < 1
         # A comma may be part of an argument of ssh, a space need not separate two.

@@ -517,6 +517,7 @@ class TestObjections:
             ({"vcpus": 0}, "vmbeam_host_vm_vcpus at least 1 (is 0)"),
             (mapped(vmbeam_guest_labels="web"), "vmbeam_guest_labels must be a dictionary"),
             (mapped(vmbeam_guest_strategies={"web1": "fast"}), "Every value of vmbeam_guest_strategies must be one of"),
+            (mapped(vmbeam_guest_strategies={"web1": ["cold"]}), "vmbeam_guest_strategies must be one of"),
             (mapped(vmbeam_guest_unmovable_policies={"web1": "auto"}), "policies one of fail, skip_host"),
             ({"auto_strategies": []}, "vmbeam_auto_strategies must not be empty"),
             ({"parallel_guests": 0}, "vmbeam_parallel_guests at least 1 (is 0)"),

@@ -248,6 +248,43 @@ def test_each_of_two_guests_that_move_side_by_side_has_its_own_account(machines)
     assert "db1 cannot go to m1-b" in db1["text"]
 
 
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_of_a_guest_that_may_still_be_on_its_way_nothing_is_undone(machines, parallel):
+    """Its migration gave no result: app1 goes back, web1 keeps its disks in both host VMs, and both are kept."""
+    machines.add("m1", "app1", "web1", faults=["web1 on its way"])
+
+    done = machines.run(vmbeam_on_failure="rollback", vmbeam_undo_on_failure=True, vmbeam_parallel_guests=parallel)
+
+    assert done.returncode != 0
+    assert "web1: the connection broke" in done.stdout
+    assert machines.moves("m1") == [
+        "app1 m1-a m1-b zero_copy",
+        "web1 m1-a m1-b zero_copy",
+        "app1 m1-b m1-a zero_copy",
+    ]
+    assert machines.where("m1") == {"m1-a": ["app1", "web1"], "m1-b": []}
+    disks = {name: {disk["id"] for disk in vm["disks"]} for name, vm in machines.world("m1")["host_vms"].items()}
+    assert disks == {"m1-a": {"app1-root", "web1-root"}, "m1-b": {"web1-root"}}
+
+
+def test_what_one_host_vm_does_not_tell_is_still_known_of_the_other(machines):
+    """A cut run left both; the old one offers no zero-copy, and the new one cannot say."""
+    machines.add("m1", "app1", faults=["m1-b tells nothing of zero-copy"])
+    world = machines.world("m1")
+    old = world["host_vms"]["m1-a"]
+    old["zero_copy"] = False
+    world["host_vms"]["m1-b"] = {**old, "domid": 2, "slot": "b", "generation": 2, "disks": [], "guests": {}}
+    machines.write("m1", world)
+
+    done = machines.run(vmbeam_plan_only=True, vmbeam_strategy="auto")
+
+    assert done.returncode == 0
+    plan = machines.read("m1", "plan")
+    assert plan["action"] == "resume"
+    [guest] = plan["guests"]
+    assert "not zero_copy, as the hypervisor below m1-a" in guest["strategy_reason"]
+
+
 def test_rollback_after_a_failed_move(machines):
     machines.add("m1", "app1", "db1", "web1", faults=["web1 to m1-b"])
 
@@ -484,6 +521,18 @@ def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
     assert state["history"][-1]["outcome"] == "completed"
 
 
+def test_the_audit_log_tells_the_run_of_each_play(machines):
+    machines.add("m1", "app1")
+    plays = [{**PLAYBOOK[0], "vars": {"vmbeam_run_id": name, "vmbeam_force": True}} for name in ("one", "two")]
+    (machines.folder / "play.yml").write_text(yaml.safe_dump(plays))
+    done = machines.run(vmbeam_audit_file=f"{machines.folder}/log")
+    assert done.returncode == 0
+    entries = [json.loads(line) for line in (machines.folder / "log").read_text().splitlines()]
+    assert [(entry["run"], entry["event"]) for entry in entries] == [
+        (name, event) for name in ("one", "two") for event in ("begin", "guest", "end")
+    ]
+
+
 def test_a_machine_is_done_once_in_a_run(machines):
     """The stand-in for the new host VM is as old as the first one."""
     machines.add("m1", "app1")
@@ -600,6 +649,18 @@ def test_a_lock_that_a_guest_may_outlast_is_refused(machines):
     assert machines.world("m1")["calls"] == []
 
 
+@pytest.mark.parametrize(("forks", "seconds"), [("1", 9000), ("2", 4500)])
+def test_a_lock_lasts_while_machines_wait_for_a_fork(machines, forks, seconds):
+    for name in ("m1", "m2"):
+        machines.add(name, f"app-{name}")
+    look = {"vmbeam.xen.host_lock_info": {"path": "{{ vmbeam_lock_file }}"}, "register": "seen"}
+    stop = {"ansible.builtin.fail": {"msg": "for {{ seen.holder.expires_in_seconds | int // 100 }} from now"}}
+    machines.start.write_text(yaml.safe_dump([look, stop]))
+    done = machines.run("--forks", forks, vmbeam_serial=2, vmbeam_lock_ttl=4500)
+    # It was renewed some seconds before it is looked at.
+    assert done.stdout.count(f'"msg": "for {seconds // 100 - 1} from now"') == 2
+
+
 def test_the_report_of_the_run_knows_machines_that_are_only_planned(machines):
     machines.add("m1", "app1")
     report = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "_report.yml")}
@@ -665,6 +726,31 @@ def test_machines_with_guests_of_one_group_are_rolled_one_after_the_other(machin
         assert list(machines.where(name)) == [f"{name}-b"]
     first, second = sorted(span(machines.read(name, "report")) for name in ("m1", "m2"))
     assert first[1] <= second[0]
+
+
+def test_each_machine_of_a_batch_moves_its_guests_in_the_order_of_its_plan(machines):
+    """m1 in twos and then one alone, m2 one after the other."""
+    machines.add("m1", "app1", "log1", "web1")
+    machines.add("m2", "db1", "db2")
+    done = machines.run(
+        vmbeam_serial=2, vmbeam_parallel_guests=2, vmbeam_anti_affinity=[{"name": "db", "guests": ["db1", "db2"]}]
+    )
+    assert done.returncode == 0
+    assert machines.read("m1", "plan")["batches"] == [["app1", "log1"], ["web1"]]
+    assert machines.moves("m2") == ["db1 m2-a m2-b zero_copy", "db2 m2-a m2-b zero_copy"]
+
+
+def test_machines_of_a_batch_move_side_by_side_and_one_that_fails_keeps_no_other_from_it(machines):
+    machines.add("m1", "app1", "web1", faults=["web1 to m1-b"])
+    machines.add("m2", "db1", "db2", "db3")
+    done = machines.run(vmbeam_serial=2, vmbeam_on_failure="rollback")
+    assert done.returncode != 0
+    assert machines.where("m1") == {"m1-a": ["app1", "web1"]}
+    assert machines.read("m1", "report")["guests_moved_back"] == ["app1"]
+    assert machines.where("m2") == {"m2-b": ["db1", "db2", "db3"]}
+    assert machines.read("m2", "report")["outcome"] == "completed"
+    # Twice for both, once for what m1 takes back, and once for the third guest of m2.
+    assert done.stdout.count(" : Make way for the guests] ") == 4
 
 
 def span(report: dict[str, Any]) -> tuple[float, float]:

@@ -53,8 +53,10 @@ def test_all_is_made_once(passage, library):
 
 def test_what_is_there_stays(passage, run, library):
     first = passage(sessions=2)
+    assert [len(first["diff"][when]["sessions"]) for when in ("before", "after")] == [0, 2]
     again = passage(sessions=2)
     assert not again["changed"]
+    assert again["diff"]["before"] == again["diff"]["after"] == first["diff"]["after"]
     assert again["sessions"] == first["sessions"]
     assert again["channel"] is None
     assert len(library.sessions) == 2
@@ -97,7 +99,9 @@ def test_the_lock_is_kept_for_as_long_as_is_said(passage, run, lock):
     [
         ({"destination": "m1-a"}, "m1-a is the source, too"),
         ({"sessions": -1}, "sessions: -1 is too small"),
-        ({"disks": {"web1-root": "/nowhere.raw"}}, "/nowhere.raw does not exist"),
+        ({"disks": {"web1-root": "/nowhere.raw"}}, "disks.web1-root: /nowhere.raw does not exist"),
+        ({"disks": {"web1-root": None}}, "disks.web1-root: 'None' is not usable"),
+        ({"destination": "m1-c"}, "destination: m1-c is absent"),
         ({"source": "m1-c", "sessions": 1}, "source: m1-c is absent"),
     ],
 )
@@ -106,3 +110,9 @@ def test_what_cannot_be_is_refused(passage, library, options, word):
     assert refused.failed
     assert word in refused["msg"]
     assert library.sessions == {}
+
+
+def test_nothing_is_attached_before_all_options_are_seen_to_be_right(passage, run, tmp_path):
+    assert passage(sessions=-1).failed
+    seen = run("host_vm_info", name="m1-b", directory=str(tmp_path / "host-vms"))["host_vms"][0]
+    assert seen["disks"] == []

@@ -173,6 +173,8 @@ def guest_migrate(world, me, options, check):
         call(world, NAME, name, me, there, strategy)
         if f"{name} to {there}" in world["faults"]:
             raise Failed(f"{name} cannot go to {there}", location=location)
+        if f"{name} on its way" in world["faults"]:
+            raise Failed("the connection broke")
         if f"{name} down" in world["faults"]:
             world["stopped"][name] = here.pop(name)
             raise Failed(f"{name} was shut down, and it could not be started", location="nowhere")
@@ -204,6 +206,8 @@ def guest_passage(world, me, options, check):
 
 
 def zero_copy_info(world, me, _options, _check):
+    if f"{me} tells nothing of zero-copy" in world["faults"]:
+        raise Failed("xl info failed")
     return {"capable": world["host_vms"].get(me, {}).get("zero_copy") is not False, "sessions": []}
 
 
