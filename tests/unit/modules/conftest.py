@@ -18,9 +18,8 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.vmbeam.xen.plugins.module_utils import _process, _xl, _zerocopy
 
-# As ../conftest.py does, which ansible-test does not load.
-sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
-from zerocopy import FakeLibrary  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1] / "fakes"))
+from fake_zerocopy import FakeLibrary
 
 FAKE_XL = Path(__file__).parents[1] / "fakes" / "fake_xl.py"
 # Not runpy, which takes any path inside a collection for a package once Ansible's loader is there.

@@ -9,7 +9,7 @@ import errno
 
 import pytest
 from ansible_collections.vmbeam.xen.plugins.module_utils import _zerocopy
-from zerocopy import ABORTED, COMMITTED, COMMITTING, OPEN
+from fake_zerocopy import ABORTED, COMMITTED, COMMITTING, OPEN
 
 LIVE = "-b----"
 
