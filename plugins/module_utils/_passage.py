@@ -7,17 +7,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict
+from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict, InvalidInput
 from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
 from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import CHANNEL_FRAMES, HostSessions, Session
 
 
+def ends(params: Mapping[str, Any]) -> list[str]:
+    """The host VMs that a module's options source and destination name. Raises InvalidInput."""
+    names = [_checks.domain_name(option, params[option]) for option in ("source", "destination")]
+    if names[0] == names[1]:
+        raise InvalidInput(f"destination: {names[1]} is the source, too. Name another host VM.")
+    return names
+
+
 def between(sessions: HostSessions, pair: Sequence[Domain | None], *, channel: bool) -> list[Session]:
     """The sessions by which the first of two host VMs passes memory to the second, or the channels of both."""
-    ends = [domain.domid if domain else None for domain in pair]
-    return [entry for entry in sessions.all() if [entry.source, entry.destination] == ends and entry.channel == channel]
+    ids = [domain.domid if domain else None for domain in pair]
+    return [entry for entry in sessions.all() if [entry.source, entry.destination] == ids and entry.channel == channel]
 
 
 def bound(

@@ -133,7 +133,7 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import DEFAU
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm import DEFAULT_DIRECTORY, HostVms
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import plug_in
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
-from ansible_collections.vmbeam.xen.plugins.module_utils._passage import bound
+from ansible_collections.vmbeam.xen.plugins.module_utils._passage import bound, ends
 from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
 from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import FRAME, HostSessions, Session
@@ -141,9 +141,7 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import FRAME,
 
 def body(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
-    names = [_checks.domain_name(option, params[option]) for option in ("source", "destination")]
-    if names[0] == names[1]:
-        raise InvalidInput(f"destination: {names[1]} is the source, too. Name another host VM.")
+    names = ends(params)
     disks = {
         _checks.disk_id("disks", disk): _checks.path(f"disks.{disk}", str(path))
         for disk, path in params["disks"].items()

@@ -120,16 +120,14 @@ from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict, InvalidInput
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
 from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
-from ansible_collections.vmbeam.xen.plugins.module_utils._passage import between, bound
+from ansible_collections.vmbeam.xen.plugins.module_utils._passage import between, bound, ends
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
 from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import FRAME, HostSessions, Session
 
 
 def body(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
-    names = [_checks.domain_name(option, params[option]) for option in ("source", "destination")]
-    if names[0] == names[1]:
-        raise InvalidInput(f"destination: {names[1]} is the source, too. Name another host VM.")
+    names = ends(params)
     xl = Xl()
     pair = [xl.domain(name) for name in names]
     channel = params["purpose"] == "channel"
