@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import subprocess
+import threading
 from contextlib import suppress
 from functools import partial
 
@@ -463,8 +464,9 @@ def test_some_streams_may_have_more_in_flight_and_all_of_them_not_too_much(memor
     async def body():
         ends = Ends(memory)
         calls = [ends.call("cat > /dev/null") for _stream in range(WIDE + 2)]
+        poured = threading.Barrier(len(calls))
         fed = [
-            asyncio.to_thread(_pour, to, WINDOW + MORE if number else 4096)
+            asyncio.to_thread(_pour, to, WINDOW + MORE if number else 4096, poured)
             for number, (_stream, (to, _out, _err), _outcome) in enumerate(calls)
         ]
         windows: set[int] = set()
@@ -484,7 +486,8 @@ def test_streams_of_all_channels_have_that_much_more_between_them(memory):
     async def body():
         both = [Ends(memory), Ends(memoryview(bytearray(memory)))]
         calls = [ends.call("cat > /dev/null") for ends in both for _stream in range(WIDE)]
-        fed = [asyncio.to_thread(_pour, to, WINDOW + MORE) for _stream, (to, _out, _err), _outcome in calls]
+        poured = threading.Barrier(len(calls))
+        fed = [asyncio.to_thread(_pour, to, WINDOW + MORE, poured) for _stream, (to, _out, _err), _outcome in calls]
         windows: set[int] = set()
         gathered = asyncio.gather(*fed)
         while not gathered.done():
@@ -498,9 +501,14 @@ def test_streams_of_all_channels_have_that_much_more_between_them(memory):
     within(body())
 
 
-def _pour(fd: int, size: int) -> None:
-    with open(fd, "wb") as pipe:
-        pipe.write(bytes(size))
+def _pour(fd: int, size: int, poured: threading.Barrier | None = None) -> None:
+    """Writes so many bytes and ends the input; if a barrier is given, after all others have written theirs."""
+    with open(fd, "wb", buffering=0) as pipe:
+        left = size
+        while left:
+            left -= pipe.write(bytes(left))
+        if poured:
+            poured.wait(PATIENCE)
 
 
 def test_a_stream_of_which_a_pipe_is_full_may_have_no_more_in_flight(memory):
