@@ -32,7 +32,7 @@ def rejuvenation_objections(given: Mapping[str, Any], hosts: Container[str]) -> 
     """
     return _first(
         lambda: _described(given, ("name", "address")),
-        lambda: _in_inventory(given, given["slots"].values(), hosts),
+        lambda: _in_inventory(given, given["slots"], hosts),
         lambda: _sized(given),
         lambda: _mappings(given["mappings"]),
         lambda: _choices(given),
@@ -50,7 +50,7 @@ def host_vm_objections(given: Mapping[str, Any], hosts: Container[str]) -> list[
         lambda: _complete(given),
         lambda: _sized(given),
         lambda: _logins(given["logins"]),
-        lambda: _slot_in_inventory(given, hosts),
+        lambda: _in_inventory(given, given["slot"], hosts),
     )
 
 
@@ -75,22 +75,14 @@ def _described(given: Mapping[str, Any], keys: Iterable[str]) -> Iterator[str]:
         )
 
 
-def _in_inventory(given: Mapping[str, Any], slots: Iterable[Mapping[str, Any]], hosts: Container[str]) -> Iterator[str]:
-    for slot in slots:
+def _in_inventory(given: Mapping[str, Any], letters: Iterable[str], hosts: Container[str]) -> Iterator[str]:
+    for letter in letters:
+        slot = given["slots"][letter]
         if slot["name"] not in hosts:
             yield (
-                f"{slot['name']}, a slot of {given['machine']}, is not a host of the inventory. Add it (ansible_host "
-                f"{str(slot['address']).split('/', maxsplit=1)[0]}, reached through {given['machine']})"
+                f"{slot['name']}, slot {letter} of {given['machine']}, is not a host of the inventory. Add it "
+                f"(ansible_host {str(slot['address']).split('/', maxsplit=1)[0]}, reached through {given['machine']})"
             )
-
-
-def _slot_in_inventory(given: Mapping[str, Any], hosts: Container[str]) -> Iterator[str]:
-    slot = given["slots"][given["slot"]]
-    if slot["name"] not in hosts:
-        yield (
-            f"{slot['name']}, slot {given['slot']} of {given['machine']}, is not a host of the inventory. Add it "
-            f"(ansible_host {str(slot['address']).split('/', maxsplit=1)[0]}, reached through {given['machine']})"
-        )
 
 
 def _complete(given: Mapping[str, Any]) -> Iterator[str]:

@@ -512,7 +512,7 @@ class TestObjections:
         [
             ({"slots": {}}, "vmbeam_slots of m1 must describe both slots"),
             ({"slots": "ab"}, "vmbeam_slots of m1 must describe both slots"),
-            (slots(name="m9-b"), "m9-b, a slot of m1, is not a host of the inventory"),
+            (slots(name="m9-b"), "m9-b, slot b of m1, is not a host of the inventory"),
             ({"memory_mb": 511}, "at least 512 (MiB; is 511)"),
             ({"vcpus": 0}, "vmbeam_host_vm_vcpus at least 1 (is 0)"),
             (mapped(vmbeam_guest_labels="web"), "vmbeam_guest_labels must be a dictionary"),
