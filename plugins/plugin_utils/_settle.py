@@ -70,6 +70,8 @@ def _problem(name: str, steps: Mapping[str, Any]) -> str | None:
     migrated = _migrated(name, steps)
     if not _good(migrated) or migrated.get("location") != "destination":
         return str(migrated.get("msg") or "the migration gave no result")
+    if (kept := steps.get("kept")) and not _good(kept):
+        return f"it has arrived, but nothing more is done, as the machine is not kept reserved: {failure_reason(kept)}"
     for result in steps.get("alive") or []:
         if result["item"] == name and result.get("unreachable"):
             return f"the guest dom0 of {steps['destination']} does not answer"

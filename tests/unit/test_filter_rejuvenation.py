@@ -447,6 +447,16 @@ class TestSettled:
         passed, web1, in_flight = self.judged(steps)
         assert (passed, web1["text"], web1["log_tail"], in_flight) == (["app1"], f"web1: {text}", ["end"], [])
 
+    @pytest.mark.parametrize("kept", [{"failed": True, "msg": "not yours"}, {"unreachable": True, "msg": "not yours"}])
+    def test_nobody_passes_on_a_machine_that_is_not_kept_reserved(self, kept):
+        steps = {**self.steps({"unreachable": True, "msg": "gone"}), "kept": kept}
+        assert FILTERS["rejuvenation_passed"](list(self.BATCH), steps) == []
+        settled = FILTERS["rejuvenation_settled"](list(self.BATCH), steps, [{"session": 4}, {"session": 5}], NOW)
+        app1, web1 = settled["results"]
+        assert (app1["result"], web1["result"], settled["in_flight"]) == ("failed", "failed", ["web1"])
+        assert "not kept reserved: not yours" in app1["text"]
+        assert web1["text"] == "web1: gone"
+
     def test_nobody_left_for_a_host_vm_that_does_not_answer(self):
         steps = {"destination": "m1-b", "migrations": [], "jobs": None}
         guests = [{**PLANNED, "step": "back"}]

@@ -267,6 +267,21 @@ def test_of_a_guest_that_may_still_be_on_its_way_nothing_is_undone(machines, par
     assert disks == {"m1-a": {"app1-root", "web1-root"}, "m1-b": {"web1-root"}}
 
 
+def test_guests_that_arrive_on_a_machine_that_is_not_reserved_any_more_are_told(machines):
+    """The lock goes while they leave: nothing more is done, and the report has what became of each."""
+    machines.add("m1", "app1", "web1", faults=["the lock goes as web1 does"])
+
+    done = machines.run(vmbeam_parallel_guests=2)
+
+    assert done.returncode != 0
+    assert "app1: it has arrived, but nothing more is done" in done.stdout
+    assert "This machine is not reserved for" in done.stdout
+    accounts = [(told["guest"], told["result"], told["seconds"]) for told in machines.read("m1", "report")["guests"]]
+    assert accounts == [("app1", "failed", 2.0), ("web1", "failed", 2.0)]
+    disks = {name: {disk["id"] for disk in vm["disks"]} for name, vm in machines.world("m1")["host_vms"].items()}
+    assert disks == {"m1-a": {"app1-root", "web1-root"}, "m1-b": {"app1-root", "web1-root"}}
+
+
 def test_what_one_host_vm_does_not_tell_is_still_known_of_the_other(machines):
     """A cut run left both; the old one offers no zero-copy, and the new one cannot say."""
     machines.add("m1", "app1", faults=["m1-b tells nothing of zero-copy"])

@@ -173,6 +173,8 @@ def guest_migrate(world, me, options, check):
         call(world, NAME, name, me, there, strategy)
         if f"{name} to {there}" in world["faults"]:
             raise Failed(f"{name} cannot go to {there}", location=location)
+        if f"the lock goes as {name} does" in world["faults"]:
+            Path(f"{FOLDER}/{ME.split('-')[0]}-lock/lock.json").unlink()
         if f"{name} on its way" in world["faults"]:
             raise Failed("the connection broke")
         if f"{name} down" in world["faults"]:
