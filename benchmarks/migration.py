@@ -34,7 +34,7 @@ WRITER_SHARE = 4
 #: Pages per second that the guests' program takes, and the MiB that a guest boots with.
 MAX_RATE, LEAST_SIZE = 1_000_000, 96
 #: Measurements of throughput by each way.
-THROUGHPUTS = 3
+THROUGHPUTS = 5
 #: After so many cells in a row without a guest the lab is broken.
 MAX_BROKEN = 2
 
