@@ -503,10 +503,9 @@ def test_streams_of_all_channels_have_that_much_more_between_them(memory):
 
 def _pour(fd: int, size: int, poured: threading.Barrier | None = None) -> None:
     """Writes so many bytes and ends the input; if a barrier is given, after all others have written theirs."""
-    with open(fd, "wb", buffering=0) as pipe:
-        left = size
-        while left:
-            left -= pipe.write(bytes(left))
+    with open(fd, "wb") as pipe:
+        pipe.write(bytes(size))
+        pipe.flush()
         if poured:
             poured.wait(PATIENCE)
 
