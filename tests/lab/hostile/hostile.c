@@ -84,7 +84,7 @@ struct privcmd_hypercall {
 #define PAGE      4096UL
 #define HUGE      (2UL << 20)
 #define LENT      8 /* huge pages to pass around */
-#define ORDERLY_SECONDS 0.2 /* to go through with a session */
+#define ORDERLY_SECONDS 2 /* to go through with a session, if the other side takes part */
 #define KEPT      1 /* huge pages that are never offered nor accepted into */
 #define HELD      1 /* huge pages of which the hypervisor has mapped something */
 #define PER_HUGE  (HUGE / PAGE)
@@ -809,7 +809,24 @@ static void pass_all(uint32_t op, uint32_t session)
     }
 }
 
-/* Goes through with a new session first: at random hardly any gets to its end before one of the two aborts it. */
+/* Of the sessions that pass something on the one that was begun last, or 0. */
+static uint32_t newest(void)
+{
+    uint32_t session = 0, found = 0;
+    struct info info;
+
+    while (!query(session, F_NEXT, &info)) {
+        session = info.session;
+        if (info.state == OPEN && !(info.flags & INFO_CHANNEL))
+            found = session;
+    }
+    return found;
+}
+
+/*
+ * Goes through with a session first: at random hardly any gets to its end before one of the two aborts it. Both wait
+ * for each other in the newest one only, so that they wait in the same.
+ */
 static void behave(uint32_t session)
 {
     double end = now() + ORDERLY_SECONDS;
@@ -856,8 +873,8 @@ static void at_random(void)
 
     random_state = (uint64_t)seed * 0x9e3779b97f4a7c15UL + role;
     while (now() < end) {
-        uint32_t session = 0;
-        struct info info;
+        uint32_t session = 0, orderly = newest();
+        struct info info, after;
 
         while (!query(session, F_NEXT, &info)) {
             session = info.session;
@@ -865,12 +882,13 @@ static void at_random(void)
             /* Over for us, while the other one has not closed it: hardly worth a call. */
             if ((info.flags & (role == SOURCE ? INFO_SRC_CLOSED : INFO_DST_CLOSED)) && rnd(50))
                 continue;
-            ends[info.state <= ABORTED ? info.state : 0]++;
-            if (session > latest) {
+            if (session == orderly && session > latest) {
                 latest = session;
-                if (!(info.flags & INFO_CHANNEL))
-                    behave(session);
+                behave(session);
+                if (!query(session, 0, &after))
+                    info = after;
             }
+            ends[info.state <= ABORTED ? info.state : 0]++;
             /* What is finished makes room for something new. */
             if (info.state == COMMITTED || info.state == ABORTED)
                 simple(rnd(3) ? CLOSE : role == DESTINATION ? REVERT : ABORT, session, 0);
