@@ -31,7 +31,7 @@ class _Machine:
     plan: Mapping[str, Any] | None = None
     told_plan: str = ""
     phases: int = 0
-    results: list[Mapping[str, Any]] = field(default_factory=list)
+    told_results: list[Mapping[str, Any]] = field(default_factory=list)
     report: Mapping[str, Any] | None = None
 
     @property
@@ -85,7 +85,9 @@ class Progress:
     @staticmethod
     def _phases(state: _Machine, phases: Sequence[Mapping[str, Any]]) -> Iterable[Line]:
         if len(phases) < state.phases:
+            # Another account has begun.
             state.phases = 0
+            state.told_results = []
         for number in range(state.phases, len(phases)):
             text = f"phase {phases[number]['phase']}"
             if number:
@@ -96,10 +98,12 @@ class Progress:
 
     @staticmethod
     def _results(state: _Machine, results: Sequence[Mapping[str, Any]]) -> Iterable[Line]:
-        if len(results) < len(state.results):
-            state.results = []
         total = len(state.plan["guests"]) if state.plan else len(results)
-        for number, result in enumerate(results[len(state.results) :], len(state.results) + 1):
+        for number, result in enumerate(results, 1):
+            # Not by its place: the way back has an account of its own, which is put behind that of the way there.
+            if result in state.told_results:
+                continue
+            state.told_results.append(result)
             count = f"({number} of {total})"
             if result["result"] == "failed":
                 yield Line(f"guest {result['text']} {count}", False)
@@ -110,7 +114,6 @@ class Progress:
             if result.get("downtime_seconds") is not None:
                 text += f", downtime {float(result['downtime_seconds']):.2f} s"
             yield Line(f"{text} {count}", True)
-        state.results = list(results)
 
     @staticmethod
     def _report(state: _Machine, report: Mapping[str, Any]) -> Iterable[Line]:

@@ -62,6 +62,24 @@ def test_a_run_line_by_line():
     assert texts(progress, results=[WEB1]) == ["guest web1 moved by zero_copy in 12.8 s, downtime 4.50 s (1 of 2)"]
 
 
+def test_guests_that_go_back_are_told_once():
+    """As rollback.yml does: an account of the way back, which is then put behind that of the way there."""
+    progress = Progress()
+    back = {**WEB1, "result": "moved back", "seconds": 9.0}
+    texts(progress, phases=phases("observe", "move app1", "recover"), plan=PLAN, results=[WEB1, APP1])
+    assert texts(progress, results=[]) == []
+    assert texts(progress, results=[back]) == ["guest web1 moved back by zero_copy in 9.0 s, downtime 4.50 s (1 of 2)"]
+    assert texts(progress, results=[WEB1, APP1, back]) == []
+
+
+def test_a_guest_that_fails_on_both_ways_is_told_of_each():
+    progress = Progress()
+    back = {**APP1, "text": "app1: it does not answer"}
+    texts(progress, plan=PLAN, results=[WEB1, APP1])
+    texts(progress, results=[])
+    assert texts(progress, results=[back]) == ["guest app1: it does not answer (1 of 2)"]
+
+
 def test_good_and_bad_news():
     progress = Progress()
     refusal = {**PLAN, "problems": [{"message": "no memory", "fix": "add some"}, {"message": "no disk", "fix": "buy"}]}
