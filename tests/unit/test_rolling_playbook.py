@@ -152,9 +152,9 @@ def test_a_run_is_not_begun_if_another_one_has_one_of_its_machines(fleet):
     machines = fleet(m1={}, m2={}, m3={})
     machines.lock("m2", Lock("another run", {"controller": "elsewhere", "run_id": "night"}, 0.0, 1e12))
     machines.lock("m3", Lock("long over", {}, 0.0, 1.0))
-    before = {"before_run": ["touch", str(machines.folder / "hooked")]}
+    hook = ["touch", str(machines.folder / "hooked")]
 
-    done = machines.run(vmbeam_failure_budget="100%", vmbeam_hooks=before)
+    done = machines.run(vmbeam_failure_budget="100%", vmbeam_hooks={"before_run": hook, "after_run": hook})
 
     assert done.returncode != 0
     assert machines.begun == []
@@ -230,11 +230,16 @@ def test_a_killed_run_is_continued_and_nothing_is_done_twice(fleet, tmp_path):
 def test_a_failing_hook_before_the_run_keeps_all_machines_untouched(fleet):
     machines = fleet(m1={}, m2={})
     (machines.folder / "before.yml").write_text("- ansible.builtin.fail: {msg: not today}\n")
-    done = machines.run(vmbeam_hooks={"before_run": "before.yml"})
+    told = "{{ vmbeam_outcome }} {{ vmbeam_run.untouched | join(',') }} {{ vmbeam_run.stopped }}"
+    after = {"ansible.builtin.copy": {"content": told, "dest": f"{machines.folder}/after"}}
+    (machines.folder / "after.yml").write_text(yaml.safe_dump([after]))
+    done = machines.run(vmbeam_hooks={"before_run": "before.yml", "after_run": "after.yml"})
     assert done.returncode != 0
     assert "not today" in done.stdout
     assert machines.begun == []
     assert machines.locks() == {}
+    # What the hook before had begun is ended.
+    assert (machines.folder / "after").read_text() == "failed m1,m2 not today"
 
 
 @pytest.mark.parametrize(
