@@ -32,6 +32,7 @@ class FilterModule:
             "rolling_hooks": _rolling.hooks,
             "rolling_left_out": _rolling.left_out,
             "rolling_machines": _rolling.machines_in,
+            "rolling_outcome": _rolling.outcome,
             "rolling_outcomes": _rolling.outcomes,
             "rolling_plan": _fleet_plan.fleet_plan,
             "rolling_plan_objections": _fleet_plan.objections,

@@ -19,6 +19,7 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils import _rolling, _windo
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._affinity import turns
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._estimate import COPYING, total
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._moments import iso
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._plan import kept_by_guests
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, listed, text_table
 
 SCHEMA = 1
@@ -28,7 +29,6 @@ OUTCOMES = ("rejuvenate", "resume", "fresh", "left_out", "refused", "failed", "n
 OBJECTIONS = ("refused", "stop", "left_out", "unknown_time")
 _ACTIONS = ("rejuvenate", "resume")
 _MOVING = "move"
-_STAYING = ("skip_host", "leave")
 # What the parts of a run note of a machine.
 _NOTED = ("rolling_outcome", "rejuvenate_plan", "rolling_calendar", "rolling_leased", "rolling_taken")
 # How many machines an objection names.
@@ -241,14 +241,14 @@ def _foreseen(
     if told["result"] == "failed":
         refused = "; ".join(problem["message"] for problem in plan.get("problems") or [])
         return ("refused", None, refused) if refused else ("failed", None, str(told["reason"]))
-    if told["result"] == "skipped":
+    kept = kept_by_guests(plan)
+    if told["result"] == "skipped" and not kept:
         return "left_out", "window", str(told["reason"])
     reason = str(plan.get("reason") or told["reason"])
     if not plan and told["result"] == "planned":
         return "rejuvenate", None, reason
     if plan.get("action") not in _ACTIONS:
-        staying = any(guest["step"] in _STAYING for guest in plan.get("guests") or [])
-        return ("left_out", "guests", reason) if staying else ("fresh", None, reason)
+        return ("left_out", "guests", reason) if kept else ("fresh", None, reason)
     calendar = noted[name].get("rolling_calendar") or {}
     closed = calendar and _windows.closed(now=now, **calendar)
     return ("left_out", "window", f"when its turn comes: {closed}") if closed else (str(plan["action"]), None, reason)

@@ -11,6 +11,7 @@ Memory is in MiB, times are in seconds, time stamps are seconds since the epoch 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._guest import name_in
@@ -142,6 +143,12 @@ def confirm_plan(plan: dict[str, Any], observed: dict[str, Any], settings: dict[
                 f"guest {name}: {guest['step']} ({guest['strategy']}), {guest['strategy_reason']}"
             )
     return confirmed
+
+
+def kept_by_guests(plan: Mapping[str, Any]) -> bool:
+    """Return whether the machine is left alone because of guests that cannot move, and not because it is fresh."""
+    staying = any(guest.get("step") in ("skip_host", "leave") for guest in plan.get("guests") or [])
+    return staying and plan["action"] == "skip"
 
 
 def batches(plan: dict[str, Any]) -> list[list[dict[str, Any]]]:

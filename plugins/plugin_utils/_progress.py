@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._plan import kept_by_guests
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration
 
 #: The facts of role rejuvenate that are looked at, in the order in which they can change in one task.
@@ -73,7 +74,7 @@ class Progress:
         if plan["problems"]:
             text = "refused: " + "; ".join(problem["message"] for problem in plan["problems"])
         elif plan["action"] == "skip":
-            text = f"nothing to do: {plan['reason']}"
+            text = f"{'skipped' if kept_by_guests(plan) else 'nothing to do'}: {plan['reason']}"
         else:
             ends = f"{plan['source']['name']} -> {plan['destination']['name']}"
             text = f"{plan['action']} {ends}, {len(plan['guests'])} guest(s): {plan['reason']}"

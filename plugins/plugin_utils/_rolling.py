@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._plan import kept_by_guests
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import listed, text_table
 
 HOOKS = ("before_run", "after_run", "before_machine", "after_machine", "before_guest", "after_guest")
@@ -170,6 +171,21 @@ def _held_by(owner: str, machines: Mapping[str, Mapping[str, Any]]) -> str:
         f"If that run is dead, continue it with -e vmbeam_run_id='{run_id}', or take the machines from it with "
         f"-e vmbeam_break_lock='{owner}'"
     )
+
+
+def outcome(plan: Mapping[str, Any], acts: bool, repairs: Mapping[str, Any]) -> dict[str, str]:
+    """Return {result, reason} of a machine on which the role that is rolled has not failed.
+
+    `plan` and `repairs` are what role rejuvenate noted of it, both empty if it is another role; `acts` is whether the
+    run does more than plan.
+    """
+    if repairs:
+        result, changes = "fresh", bool(repairs["done"])
+    else:
+        result, changes = "skipped" if kept_by_guests(plan) else "fresh", plan.get("action") != "skip"
+    if changes:
+        result = "done" if acts else "planned"
+    return {"result": result, "reason": str(repairs.get("summary") or plan.get("reason") or "")}
 
 
 def outcomes(names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

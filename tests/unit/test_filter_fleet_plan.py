@@ -48,8 +48,10 @@ def machine(name: str, history: Any = HISTORY, **settings: Any) -> dict[str, Any
     """The facts of a machine whose plan is the role's own."""
     observed = observe(machine=name, state={"history": history}, guest_dom0s={"a": dom0(guest("web1"))})
     made = machine_plan(observed, **settings)
-    result = "failed" if made["problems"] else "fresh" if made["action"] == "skip" else "planned"
-    return {"rejuvenate_plan": made, "rolling_outcome": {"result": result, "reason": made["reason"]}}
+    outcome = FILTERS["rolling_outcome"](made, False, {})
+    if made["problems"]:
+        outcome["result"] = "failed"
+    return {"rejuvenate_plan": made, "rolling_outcome": outcome}
 
 
 def fleet(batches: list[list[str]], facts: dict[str, Any], allowed: int = 0, **about: Any) -> dict[str, Any]:

@@ -138,6 +138,27 @@ def test_a_budget_in_percent_is_rounded_down():
         apply("rolling_budget", "few", 10)
 
 
+@pytest.mark.parametrize(
+    ("action", "steps", "acts", "repairs", "result"),
+    [
+        ("rejuvenate", ["move", "leave"], True, {}, "done"),
+        ("rejuvenate", ["move"], False, {}, "planned"),
+        ("skip", ["stay"], True, {}, "fresh"),
+        ("skip", ["move", "skip_host"], True, {}, "skipped"),
+        ("skip", ["leave"], False, {}, "skipped"),
+        ("skip", ["skip_host"], True, {"done": False, "summary": "because"}, "fresh"),
+        ("skip", ["skip_host"], True, {"done": True, "summary": "because"}, "done"),
+    ],
+)
+def test_a_machine_that_its_guests_keep_from_being_done_is_not_fresh(action, steps, acts, repairs, result):
+    plan = {"action": action, "reason": "because", "guests": [{"step": step} for step in steps]}
+    assert apply("rolling_outcome", plan, acts, repairs) == {"result": result, "reason": "because"}
+
+
+def test_a_role_that_makes_no_plan_is_done():
+    assert apply("rolling_outcome", {}, True, {}) == {"result": "done", "reason": ""}
+
+
 def test_a_machine_without_an_outcome_was_lost():
     outcomes = apply("rolling_outcomes", ["m1", "m2"], {"m1": {"rolling_outcome": {"result": "done"}}, "m2": {}})
     assert outcomes["m1"]["result"] == "done"

@@ -300,7 +300,7 @@ def batches_of(output: str) -> list[list[str]]:
 
 
 def test_the_plan_of_a_fleet_is_what_the_run_then_does(fleet, tmp_path):
-    """With batches, order, labels, a window and a failure that are not the inventory's own."""
+    """With batches, order, labels, a window, guests and a failure that are not the inventory's own."""
     always = [{"from": "2000-01-01", "to": "2999-12-31", "reason": "freeze"}]
     rack = {"vmbeam_labels": {"rack": "r1"}}
     machines = fleet(
@@ -311,10 +311,11 @@ def test_the_plan_of_a_fleet_is_what_the_run_then_does(fleet, tmp_path):
         m5={**rack, "vmbeam_aging_score": 0.7},
         m6={**rack, "vmbeam_aging_score": 0.3, "fake_behaviour": "fail"},
         m7={**rack},
+        m8={**rack, "vmbeam_aging_score": 0.6, "fake_behaviour": "keep"},
     )
     options: dict[str, Any] = {
         "vmbeam_order": "aging",
-        "vmbeam_serial": [1, 2],
+        "vmbeam_serial": [1, 3, 2],
         "vmbeam_select": "rack=r1",
         "vmbeam_run_plan_file": str(tmp_path / "plan.json"),
     }
@@ -331,6 +332,7 @@ def test_the_plan_of_a_fleet_is_what_the_run_then_does(fleet, tmp_path):
     assert outcomes == {
         **dict.fromkeys(["m2", "m5"], ("rejuvenate", None)),
         "m4": ("left_out", "window"),
+        "m8": ("left_out", "guests"),
         "m6": ("failed", None),
         "m1": ("rejuvenate", None),
         "m7": ("not_reached", None),

@@ -80,6 +80,13 @@ def test_a_guest_that_fails_on_both_ways_is_told_of_each():
     assert texts(progress, results=[back]) == ["guest app1: it does not answer (1 of 2)"]
 
 
+def test_a_machine_that_guests_keep_from_being_done_is_not_one_with_nothing_to_do():
+    plan = {**PLAN, "action": "skip", "reason": "no guest can move", "guests": [{"name": "web1", "step": "leave"}]}
+    assert texts(Progress(), plan=plan) == ["skipped: no guest can move"]
+    stays = {**plan, "reason": "m1-a is fresh", "guests": [{"name": "web1", "step": "stay"}]}
+    assert texts(Progress(), plan=stays) == ["nothing to do: m1-a is fresh"]
+
+
 def test_good_and_bad_news():
     progress = Progress()
     refusal = {**PLAN, "problems": [{"message": "no memory", "fix": "add some"}, {"message": "no disk", "fix": "buy"}]}
