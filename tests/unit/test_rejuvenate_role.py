@@ -783,6 +783,19 @@ def test_no_machine_follows_one_of_its_group_that_failed(machines):
     assert "failed, and holds guests of the same anti-affinity group (db)" in done.stdout
 
 
+def test_no_machine_follows_one_of_its_group_that_failed_in_a_batch_before(machines):
+    machines.add("m1", "db1", faults=["db1 to m1-b"])
+    machines.add("m2", "db2")
+    machines.add("m3", "web3")
+    playbook = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "rejuvenate.yml")}
+    (machines.folder / "play.yml").write_text(yaml.safe_dump([playbook]))
+    done = machines.run(vmbeam_failure_budget=2, vmbeam_anti_affinity=GROUP, vmbeam_guest_labels=LABELS)
+    assert done.returncode != 0
+    assert machines.moves("m2") == []
+    assert "m2 is not rejuvenated, nothing was touched: m1 failed, and holds guests of the same" in done.stdout
+    assert machines.where("m3") == {"m3-b": ["web3"]}
+
+
 def test_a_machine_that_another_run_had_before_its_turn_is_not_touched(machines):
     """Its lock is gone when its turn comes, as if it had expired, and another run had taken and given it back."""
     machines.add("m1", "db1")
