@@ -58,6 +58,17 @@ START = [
 ]
 
 
+# In place of ssh: breaks as often as its folder says, else runs the command here.
+SSH = """#!/bin/sh
+for command; do :; done
+case $command in ControlPersist) exit 0 ;; esac
+breaks=$(cat {folder}/breaks)
+echo $((breaks - 1)) > {folder}/breaks
+[ "$breaks" -le 0 ] || {{ echo "kex_exchange_identification: Connection closed by remote host" >&2; exit 255; }}
+exec sh -c "$command"
+"""
+
+
 class Machines:
     """Machines m1, m2, ... with an old host VM in slot a, and the role to run on them."""
 
@@ -133,6 +144,18 @@ class Machines:
     def place(self, dom0: str) -> dict[str, str]:
         """By which the stand-ins know in which dom0 they run."""
         return {"ansible_remote_tmp": f"{self.folder}/remote/{dom0}"}
+
+    def over_ssh(self, breaks: int) -> dict[str, str]:
+        """The variables of a dom0 whose connections break as often as is said, and as file `breaks` says later."""
+        ssh = self.folder / "ssh"
+        ssh.write_text(SSH.format(folder=self.folder))
+        ssh.chmod(0o755)
+        (self.folder / "breaks").write_text(str(breaks))
+        return {
+            "ansible_connection": "ssh",
+            "ansible_ssh_executable": str(ssh),
+            "ansible_ssh_transfer_method": "piped",
+        }
 
     def guest(self, name: str, **values: Any) -> dict[str, Any]:
         disk = {"id": f"{name}-root", "target": f"{self.folder}/disks/{name}-root", "vdev": "xvda"}
@@ -343,6 +366,16 @@ def test_a_session_is_not_ended_while_a_guest_may_be_on_its_way_back(machines):
     assert machines.read("m1", "state")["history"][-1]["outcome"] == "failed"
 
 
+def test_guests_that_have_arrived_do_not_fail_for_a_connection_that_breaks_once(machines):
+    machines.add("m1", "app1", "web1", along={"web1 to m1-b": f"echo 1 > {machines.folder}/breaks"})
+    machines.hosts["m1"] |= machines.over_ssh(0)
+
+    done = machines.run(vmbeam_parallel_guests=2)
+
+    assert done.returncode == 0
+    assert machines.where("m1") == {"m1-b": ["app1", "web1"]}
+
+
 def test_what_one_host_vm_does_not_tell_is_still_known_of_the_other(machines):
     """A cut run left both; the old one offers no zero-copy, and the new one cannot say."""
     machines.add("m1", "app1", faults=["m1-b tells nothing of zero-copy"])
@@ -390,29 +423,10 @@ def test_rollback_after_a_failed_move(machines):
     assert machines.read("m1", "state")["run"] is None
 
 
-# In place of ssh: breaks as often as its folder says, else runs the command here.
-SSH = """#!/bin/sh
-for command; do :; done
-case $command in ControlPersist) exit 0 ;; esac
-breaks=$(cat {folder}/breaks)
-echo $((breaks - 1)) > {folder}/breaks
-[ "$breaks" -le 0 ] || {{ echo "kex_exchange_identification: Connection closed by remote host" >&2; exit 255; }}
-exec sh -c "$command"
-"""
-
-
 @pytest.mark.parametrize(("breaks", "outcome"), [(4, "rejuvenated"), (5, "refused")])
 def test_a_connection_that_breaks_is_tried_again(machines, breaks, outcome):
     machines.add("m1", "app1")
-    ssh = machines.folder / "ssh"
-    ssh.write_text(SSH.format(folder=machines.folder))
-    ssh.chmod(0o755)
-    (machines.folder / "breaks").write_text(str(breaks))
-    machines.dom0s["m1-a"] |= {
-        "ansible_connection": "ssh",
-        "ansible_ssh_executable": str(ssh),
-        "ansible_ssh_transfer_method": "piped",
-    }
+    machines.dom0s["m1-a"] |= machines.over_ssh(breaks)
 
     done = machines.run()
 
