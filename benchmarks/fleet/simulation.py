@@ -264,7 +264,9 @@ def _host_vm_module(state: State, _place: str, arguments: Answer) -> Answer:
     return {"changed": True, "host_vm": _describe(name, there[name])}
 
 
-def _host_vm_disk(state: State, _place: str, arguments: Answer) -> Answer:
+def _host_vm_disk(state: State, place: str, arguments: Answer) -> Answer:
+    if "lock" in arguments and (kept := _host_lock(state, place, {**arguments["lock"], "state": "kept"})).get("failed"):
+        return kept
     name, disk = arguments["host_vm"], arguments["disk"]
     disks = state["host_vms"][name]["disks"]
     if arguments.get("state", "attached") == "attached":

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import Conflict
 from ansible_collections.vmbeam.xen.plugins.module_utils._file_lock import locked_folder
 from ansible_collections.vmbeam.xen.plugins.module_utils._files import write_private
@@ -25,6 +26,16 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Clock
 DEFAULT_PATH = "/run/vmbeam/host-lock.json"
 # Seconds that another module may take to read and write the file.
 PATIENCE = 30
+# The option `lock` of a module, as the documentation fragment of that name has it.
+LOCK_OPTION = {
+    "type": "dict",
+    "options": {
+        "owner": {"type": "str", "required": True},
+        "ttl": {"type": "int", "default": 3600},
+        "details": {"type": "dict", "default": {}},
+        "path": {"type": "path", "default": DEFAULT_PATH},
+    },
+}
 
 
 class BootClock(Clock):
@@ -111,3 +122,12 @@ class HostLock:
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
+
+
+def keep_reserved(lock: dict[str, Any] | None, *, check: bool = False) -> None:
+    """Renews the lock that a module's option `lock` describes, if it is given. Raises Conflict if it is lost."""
+    if not lock:
+        return
+    file = HostLock(_checks.path("lock.path", lock["path"]))
+    with file.exclusive(make_folder=not check):
+        file.keep(lock["owner"].strip(), _checks.positive("lock.ttl", lock["ttl"]), lock["details"], check=check)

@@ -21,6 +21,7 @@ author:
 extends_documentation_fragment:
   - vmbeam.xen.attributes
   - vmbeam.xen.attributes.action_group
+  - vmbeam.xen.lock
 options:
   source:
     description: Name of the host VM that the guests leave.
@@ -30,26 +31,6 @@ options:
     description: Name of the host VM that they go to.
     type: str
     required: true
-  lock:
-    description: The machine's lock, which has to be the run's own. If omitted, the lock is left alone.
-    type: dict
-    suboptions:
-      owner:
-        description: Who has to have the machine.
-        type: str
-        required: true
-      ttl:
-        description: Seconds for which it is kept from now.
-        type: int
-        default: 3600
-      details:
-        description: What to tell of the owner.
-        type: dict
-        default: {}
-      path:
-        description: The lock's file.
-        type: path
-        default: /run/vmbeam/host-lock.json
   disks:
     description: The paths of the guests' disks in the host dom0, by the disks' ids.
     type: dict
@@ -129,7 +110,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import InvalidInput
-from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import DEFAULT_PATH, HostLock
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import LOCK_OPTION, keep_reserved
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm import DEFAULT_DIRECTORY, HostVms
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import plug_in
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
@@ -149,8 +130,7 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     timeout = _checks.positive("timeout", params["timeout"])
     if params["sessions"] < 0:
         raise InvalidInput(f"sessions: {params['sessions']} is too small. Give 0 or more.")
-    if params["lock"]:
-        _keep(params["lock"], module.check_mode)
+    keep_reserved(params["lock"], check=module.check_mode)
 
     xl = Xl()
     destination, _record = HostVms(xl, _checks.path("directory", params["directory"])).find(names[1])
@@ -177,12 +157,6 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     }
 
 
-def _keep(lock: dict[str, Any], check: bool) -> None:
-    file = HostLock(_checks.path("lock.path", lock["path"]))
-    with file.exclusive(make_folder=not check):
-        file.keep(lock["owner"].strip(), _checks.positive("lock.ttl", lock["ttl"]), lock["details"], check=check)
-
-
 def _bind(module: AnsibleModule, xl: Xl, names: list[str]) -> tuple[list[Session], list[Session], list[Session]]:
     """Those that were found, the channel if there has to be one, and the sessions."""
     channel, count = module.params["channel"], module.params["sessions"]
@@ -202,15 +176,7 @@ def main() -> None:
         argument_spec={
             "source": {"type": "str", "required": True},
             "destination": {"type": "str", "required": True},
-            "lock": {
-                "type": "dict",
-                "options": {
-                    "owner": {"type": "str", "required": True},
-                    "ttl": {"type": "int", "default": 3600},
-                    "details": {"type": "dict", "default": {}},
-                    "path": {"type": "path", "default": DEFAULT_PATH},
-                },
-            },
+            "lock": LOCK_OPTION,
             "disks": {"type": "dict", "default": {}},
             "channel": {"type": "bool", "default": False},
             "sessions": {"type": "int", "default": 0},

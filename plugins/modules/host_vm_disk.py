@@ -21,6 +21,7 @@ author:
 extends_documentation_fragment:
   - vmbeam.xen.attributes
   - vmbeam.xen.attributes.action_group
+  - vmbeam.xen.lock
 options:
   host_vm:
     description: Name of the host VM. It must run, unless O(state=detached).
@@ -47,6 +48,7 @@ options:
     type: float
     default: 60
 seealso:
+  - module: vmbeam.xen.host_lock
   - module: vmbeam.xen.host_vm_info
 """
 
@@ -62,6 +64,8 @@ EXAMPLES = r"""
     host_vm: m1-a
     disk: web1-root
     state: detached
+    lock:
+      owner: upgrade-2026-11
 """
 
 RETURN = r"""
@@ -80,6 +84,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import LOCK_OPTION, keep_reserved
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm import DEFAULT_DIRECTORY, HostVms
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import HostVmDisk, plug_in
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
@@ -93,6 +98,8 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     disk = _checks.disk_id("disk", params["disk"])
     deadline = Deadline(_checks.positive("timeout", params["timeout"]))
     wanted = params["state"]
+    keep_reserved(params["lock"], check=module.check_mode)
+
     xl = Xl()
     domain, _record = HostVms(xl, _checks.path("directory", params["directory"])).find(name)
     if wanted == "attached":
@@ -126,6 +133,7 @@ def main() -> None:
             "disk": {"type": "str", "required": True},
             "path": {"type": "path"},
             "state": {"type": "str", "choices": ["attached", "detached"], "default": "attached"},
+            "lock": LOCK_OPTION,
             "directory": {"type": "path", "default": DEFAULT_DIRECTORY},
             "timeout": {"type": "float", "default": 60},
         },

@@ -57,11 +57,9 @@ def _order(name: str, steps: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _migrated(name: str, steps: Mapping[str, Any]) -> Mapping[str, Any]:
-    jobs = steps.get("jobs")
-    if jobs is None:
-        return _order(name, steps) or {}
-    # In the background each has a job, whose result counts.
-    return next((job for job in jobs if job["item"]["item"]["name"] == name), {})
+    # In the background each has a job, whose result counts, unless none could be started.
+    jobs = steps.get("jobs") or []
+    return next((job for job in jobs if job["item"]["item"]["name"] == name), _order(name, steps) or {})
 
 
 def _problem(name: str, steps: Mapping[str, Any]) -> str | None:

@@ -433,6 +433,13 @@ class TestSettled:
         passed, web1, seen = self.judged(self.steps(job))
         assert (passed, web1["result"], web1["text"], seen) == (["app1"], "failed", f"web1: {text}", in_flight)
 
+    def test_whose_job_was_not_started_is_told_why(self):
+        steps = self.steps({})
+        steps["migrations"][1] |= {"unreachable": True, "msg": "no route"}
+        del steps["jobs"][1]
+        passed, web1, in_flight = self.judged(steps)
+        assert (passed, web1["text"], in_flight) == (["app1"], "web1: no route", ["web1"])
+
     @pytest.mark.parametrize(
         ("step", "text"),
         [

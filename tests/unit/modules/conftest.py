@@ -74,3 +74,11 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     fake = FakeLibrary()
     monkeypatch.setattr(_zerocopy, "_load", lambda: fake)
     return fake
+
+
+@pytest.fixture
+def lock(run: Callable[..., Outcome], tmp_path: Path) -> dict[str, str]:
+    """The options of a lock that run a has, in a folder of the test."""
+    options = {"owner": "a", "path": str(tmp_path / "lock" / "lock.json")}
+    assert not run("host_lock", **options).failed
+    return options

@@ -11,14 +11,6 @@ import pytest
 
 
 @pytest.fixture
-def lock(run, tmp_path):
-    """The options of a lock that run a has, in a folder of the test."""
-    options = {"owner": "a", "path": str(tmp_path / "lock" / "lock.json")}
-    assert not run("host_lock", **options).failed
-    return options
-
-
-@pytest.fixture
 def passage(run, fake_xen, library, lock, tmp_path):
     """Makes way for two guests from m1-a, a domain, to m1-b, a host VM with a device model."""
     image = tmp_path / "image.raw"

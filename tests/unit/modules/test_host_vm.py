@@ -493,6 +493,27 @@ def test_detach_that_the_host_vm_ignores(machine, start, disk):
     assert "vmbeam-web1-root" in machine.read("source")[0]["drives"]
 
 
+@pytest.mark.parametrize("state", ["attached", "detached"])
+def test_no_disk_is_touched_once_the_lock_is_lost(machine, start, disk, run, lock, state):
+    start()
+    if state == "detached":
+        disk(path=str(machine.disk))
+    run("host_lock", **lock, state="absent")
+    before = machine.read("source")
+    lost = disk(state=state, path=str(machine.disk), lock=lock)
+    assert lost.failed
+    assert "not reserved for a any more" in lost["msg"]
+    assert machine.read("source") == before
+
+
+def test_the_lock_is_renewed_as_a_disk_is_detached(start, disk, run, lock):
+    start()
+    assert not disk(state="detached", lock={**lock, "ttl": 50}).failed
+    assert 40 < run("host_lock_info", path=lock["path"])["holder"]["expires_in_seconds"] <= 50
+    assert not disk(state="detached", check=True, lock={**lock, "ttl": 100}).failed
+    assert run("host_lock_info", path=lock["path"])["holder"]["expires_in_seconds"] <= 50
+
+
 def test_disk_info(machine, start, disk, run):
     start()
     start(name="m1-a", slot="a")

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -115,7 +116,15 @@ def host_vm(world, _me, options, _check):
     return {"changed": True}
 
 
-def host_vm_disk(world, _me, options, _check):
+def keep_reserved(lock, check):
+    try:
+        real("_host_lock").keep_reserved(lock, check=check)
+    except real("_errors").Conflict as exc:
+        raise Failed(exc.message) from exc
+
+
+def host_vm_disk(world, _me, options, check):
+    keep_reserved(options.get("lock"), check)
     vm, disk = world["host_vms"][options["host_vm"]], options["disk"]
     others = [entry for entry in vm["disks"] if entry["id"] != disk]
     changed = (len(others) == len(vm["disks"])) == (options["state"] == "attached")
@@ -173,9 +182,8 @@ def guest_migrate(world, me, options, check):
         call(world, NAME, name, me, there, strategy)
         if f"{name} to {there}" in world["faults"]:
             raise Failed(f"{name} cannot go to {there}", location=location)
-        if f"the lock goes as {name} does" in world["faults"]:
-            Path(f"{FOLDER}/{ME.split('-')[0]}-lock/lock.json").unlink()
-        if f"{name} on its way" in world["faults"]:
+        subprocess.run(["sh", "-ec", world["along"].get(f"{name} to {there}", "")], check=True)
+        if f"{name} on its way to {there}" in world["faults"]:
             raise Failed("the connection broke")
         if f"{name} down" in world["faults"]:
             world["stopped"][name] = here.pop(name)
@@ -194,12 +202,7 @@ def guest_migrate(world, me, options, check):
 
 
 def guest_passage(world, me, options, check):
-    lock = real("_host_lock").HostLock(options["lock"]["path"])
-    with lock.exclusive():
-        try:
-            lock.keep(options["lock"]["owner"], options["lock"]["ttl"], options["lock"]["details"], check=check)
-        except real("_errors").Conflict as exc:
-            raise Failed(exc.message) from exc
+    keep_reserved(options["lock"], check)
     for disk, path in options["disks"].items():
         values = {"host_vm": options["destination"], "disk": disk, "path": path, "state": "attached"}
         host_vm_disk(world, me, values, check)
@@ -213,7 +216,9 @@ def zero_copy_info(world, me, _options, _check):
     return {"capable": world["host_vms"].get(me, {}).get("zero_copy") is not False, "sessions": []}
 
 
-def zero_copy_session(_world, _me, options, _check):
+def zero_copy_session(world, _me, options, check):
+    if options.get("state") == "absent" and not check:
+        call(world, NAME, options["source"], options["destination"], "absent")
     return {"changed": True, "sessions": [{"session": number} for number in range(options.get("count", 1))]}
 
 
