@@ -156,6 +156,10 @@ class Machines:
             if call.startswith("guest_migrate ")
         ]
 
+    def audited(self, log: str = "log") -> list[dict[str, Any]]:
+        """What an audit log has, of a path in the folder."""
+        return [json.loads(line) for line in (self.folder / log).read_text().splitlines()]
+
     def run(self, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         common = {
             "ansible_connection": "local",
@@ -525,15 +529,21 @@ def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
     assert machines.where("m1") == {"m1-a": ["gpu1"], "m1-b": ["app1"]}
     state = machines.read("m1", "state")
     run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1", "gpu1"], "strategies": {}, "cold": []}
-    (machines.folder / "m1-state.json").write_text(json.dumps({**state, "run": run}))
+    (machines.folder / "m1-state.json").write_text(json.dumps({**state, "run": {**run, "run_id": "night"}}))
 
-    done = machines.run(**options, vmbeam_repair_only=True)
+    done = machines.run(
+        **options, vmbeam_repair_only=True, vmbeam_run_id="mend", vmbeam_audit_file=f"{machines.folder}/log"
+    )
 
     assert done.returncode == 0
     assert "runs nowhere" not in done.stdout
     state = machines.read("m1", "state")
     assert state["run"] is None
     assert state["history"][-1]["outcome"] == "completed"
+    # Its begin has an end then.
+    [end] = machines.audited()
+    assert (end["event"], end["run"], end["outcome"], end["closed_later_by"]) == ("end", "night", "completed", "mend")
+    assert (end["source"], end["destination"]) == ("m1-a", "m1-b")
 
 
 def test_the_audit_log_tells_the_run_of_each_play(machines):
@@ -565,7 +575,8 @@ def test_a_repair_is_in_the_audit_log_and_in_the_report_of_its_run(machines):
     world["host_vms"]["m1-a"]["guests"]["app1"]["state"] = "paused"
     machines.write("m1", world)
     run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1"], "strategies": {}, "cold": []}
-    (machines.folder / "m1-state.json").write_text(json.dumps({"run": run, "history": []}))
+    state = {"run": {**run, "run_id": "night"}, "history": []}
+    (machines.folder / "m1-state.json").write_text(json.dumps(state))
     playbook = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "repair.yml")}
     (machines.folder / "play.yml").write_text(yaml.safe_dump([playbook]))
 
@@ -577,7 +588,8 @@ def test_a_repair_is_in_the_audit_log_and_in_the_report_of_its_run(machines):
     )
 
     assert done.returncode == 0
-    [entry] = (json.loads(line) for line in (machines.folder / "m1-audit" / "log").read_text().splitlines())
+    end, entry = machines.audited("m1-audit/log")
+    assert (end["event"], end["run"], end["outcome"], end["closed_later_by"]) == ("end", "night", "failed", "mend")
     assert (entry["event"], entry["run"], entry["outcome"], entry["unpaused"]) == (
         "repair",
         "mend",
