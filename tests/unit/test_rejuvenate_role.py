@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import HostLock, Lock
 from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -556,6 +557,23 @@ def test_the_audit_log_tells_the_run_of_each_play(machines):
     assert [(entry["run"], entry["event"]) for entry in entries] == [
         (name, event) for name in ("one", "two") for event in ("begin", "guest", "end")
     ]
+
+
+def test_whose_lock_was_taken_is_in_the_audit_log(machines):
+    machines.add("m1", "app1")
+    (machines.folder / "m1-lock").mkdir()
+    details = {"run_id": "night", "user": "bob", "controller": "elsewhere", "process": {}}
+    HostLock(f"{machines.folder}/m1-lock/lock.json").write(Lock("night (1)", details, 0.0, 1e12))
+    log = {"vmbeam_audit_file": f"{machines.folder}/log"}
+
+    assert machines.run(**log).returncode != 0
+    assert not (machines.folder / "log").exists()
+
+    assert machines.run(**log, vmbeam_run_id="mine", vmbeam_break_lock="night (1)").returncode == 0
+    taken, *others = machines.audited()
+    assert (taken["event"], taken["run"], taken["break_lock"]) == ("takeover", "mine", True)
+    assert taken["holder"] == {"owner": "night (1)", "run": "night", "user": "bob", "controller": "elsewhere"}
+    assert [entry["event"] for entry in others] == ["begin", "guest", "end"]
 
 
 def test_a_machine_is_done_once_in_a_run(machines):
