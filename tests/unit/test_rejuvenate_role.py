@@ -549,14 +549,32 @@ def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
 
 def test_the_audit_log_tells_the_run_of_each_play(machines):
     machines.add("m1", "app1")
-    plays = [{**PLAYBOOK[0], "vars": {"vmbeam_run_id": name, "vmbeam_force": True}} for name in ("one", "two")]
+    plays = [
+        {**PLAYBOOK[0], "vars": {"vmbeam_run_id": name, "vmbeam_force": True, "vmbeam_audit_syslog": name == "two"}}
+        for name in ("one", "two")
+    ]
     (machines.folder / "play.yml").write_text(yaml.safe_dump(plays))
+    module = machines.folder / "collections/ansible_collections/vmbeam/xen/plugins/modules/audit_entry.py"
+    system_log = f"print(line, file=open('{machines.folder}/system', 'a'))"
+    module.write_text(module.read_text().replace("syslog.syslog(syslog.LOG_NOTICE, line)", system_log))
     done = machines.run(vmbeam_audit_file=f"{machines.folder}/log")
     assert done.returncode == 0
-    entries = [json.loads(line) for line in (machines.folder / "log").read_text().splitlines()]
+    entries = machines.audited()
     assert [(entry["run"], entry["event"]) for entry in entries] == [
         (name, event) for name in ("one", "two") for event in ("begin", "guest", "end")
     ]
+    # The system's log has those of the run that asked for it.
+    assert machines.audited("system") == entries[3:]
+
+
+def test_a_run_that_cannot_be_noted_does_not_begin(machines):
+    machines.add("m1", "app1")
+    (machines.folder / "file").touch()
+    done = machines.run(vmbeam_audit_file=f"{machines.folder}/file/log")
+    assert done.returncode != 0
+    assert "at 'Note in the audit log'" in done.stdout
+    assert machines.world("m1")["calls"] == []
+    assert machines.where("m1") == {"m1-a": ["app1"]}
 
 
 def test_whose_lock_was_taken_is_in_the_audit_log(machines):
