@@ -20,6 +20,10 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils import _rolling
 CHOICES = ("zero_copy", "precopy", "suspend", "cold", "auto")
 POLICIES = ("fail", "skip_host", "precopy", "suspend", "cold", "leave_and_skip")
 
+# What a gate may have, and what of it only one that asks metrics.
+_METRICS_GATE = ("url", "query", "min", "max")
+_GATE = ("name", "guest", "timeout", "command", *_METRICS_GATE)
+
 _MAC = re.compile(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}$")
 _KEY = re.compile(r"(^|\s)(ssh|ecdsa|sk-ssh|sk-ecdsa)-\S+\s+AAAA")
@@ -177,6 +181,19 @@ def _gates(gates: Iterable[Any]) -> Iterator[str]:
             yield (
                 "Each of vmbeam_gates must have a name and either command (a list of words) or url and query (of a "
                 f"Prometheus); one has {gate}"
+            )
+            continue
+        metrics = [key for key in _METRICS_GATE if key in gate]
+        if "command" in gate and metrics:
+            yield (
+                f"Gate {gate['name']} of vmbeam_gates has command and {', '.join(metrics)}, and can ask only one of "
+                f"both. Make two gates of it, or leave out either command or {', '.join(metrics)}"
+            )
+        unknown = [str(key) for key in gate if key not in _GATE]
+        if unknown:
+            yield (
+                f"Gate {gate['name']} of vmbeam_gates has {', '.join(unknown)}, which no gate has. Correct that or "
+                f"leave it out; a gate may have {', '.join(_GATE)}"
             )
 
 

@@ -544,12 +544,28 @@ class TestObjections:
             (mapped(vmbeam_guest_probes={"web1": {"port": 80}}), "vmbeam_guest_probes.web1 must have either url"),
             ({"gates": [{"name": "load", "command": "true"}]}, "Each of vmbeam_gates must have a name and either"),
             ({"gates": [{"command": ["true"]}]}, "Each of vmbeam_gates must have a name and either"),
+            (
+                {"gates": [{"name": "load", "command": ["false"], "url": "http://p/", "query": "up", "min": 1}]},
+                "Gate load of vmbeam_gates has command and url, query, min, and can ask only one of both.",
+            ),
+            ({"gates": [{"name": "load", "command": ["true"], "max": 2}]}, "has command and max, and can ask only"),
+            (
+                {"gates": [{"name": "load", "command": ["true"], "guests": "web1"}]},
+                "Gate load of vmbeam_gates has guests, which no gate has. Correct that or leave it out; a gate",
+            ),
             ({"lock_ttl": 4499}, "vmbeam_lock_ttl (4499 s) must be at least as long as a guest may take, 4500 s"),
         ],
     )
     def test_to_variables_of_a_rejuvenation(self, change, word):
         (objection,) = FILTERS["rejuvenation_objections"]({**GIVEN, **change}, HOSTS)
         assert word in objection
+
+    def test_a_gate_may_have_all_that_its_kind_has(self):
+        asked = [
+            {"name": "load", "guest": "web1", "command": ["true"], "timeout": 5},
+            {"name": "up", "guest": "web1", "url": "http://p/", "query": "up", "min": 1, "max": 1, "timeout": 5},
+        ]
+        assert FILTERS["rejuvenation_objections"]({**GIVEN, "gates": asked}, HOSTS) == []
 
     def test_hooks_are_checked_by_those_who_use_them(self):
         with pytest.raises(AnsibleFilterError, match="vmbeam_hooks: often is not one of"):

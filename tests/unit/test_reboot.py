@@ -114,13 +114,17 @@ def test_all_that_ran_is_started_again_once(m1):
 def test_a_reboot_in_the_middle_of_a_rejuvenation_ends_with_all_guests_in_one_host_vm(m1):
     """app1 has moved when web1 cannot; then the power is cut."""
     m1.change(faults=["web1 to m1-b"])
-    assert m1.machines.run(vmbeam_undo_on_failure=False).returncode != 0
+    assert m1.machines.run(vmbeam_undo_on_failure=False, vmbeam_run_id="night").returncode != 0
     assert m1.machines.where("m1") == {"m1-a": ["web1"], "m1-b": ["app1", "db1"]}
     m1.reboot()
 
-    done = m1.repair()
+    done = m1.repair(vmbeam_audit_file=f"{m1.machines.folder}/log", vmbeam_run_id="mend")
 
     assert done.returncode == 0
+    restart, end, restarted = m1.machines.audited()
+    assert (restart["event"], restart["run"], restart["guests"]) == ("restart", "mend", ["app1", "db1", "web1"])
+    assert (end["event"], end["run"], end["outcome"], end["closed_later_by"]) == ("end", "night", "failed", "mend")
+    assert (restarted["event"], restarted["run"], restarted["outcome"]) == ("restarted", "mend", "completed")
     assert m1.machines.where("m1") == {"m1-b": ["app1", "db1", "web1"]}
     assert m1.starts() == [
         "host_vm m1-b started",
@@ -148,9 +152,13 @@ def test_a_guest_that_cannot_be_started_keeps_no_other_from_it_and_is_named(m1):
     m1.reboot()
     m1.change(faults=["app1 start"])
 
-    done = m1.repair()
+    done = m1.repair(vmbeam_audit_file=f"{m1.machines.folder}/log")
 
     assert done.returncode != 0
+    assert [(entry["event"], entry.get("outcome")) for entry in m1.machines.audited()] == [
+        ("restart", None),
+        ("restarted", "for a person to decide"),
+    ]
     assert "guest web1 ran before m1-a had to be started anew, and its configuration is recorded nowhere" in done.stdout
     assert "guest app1 could not be started in m1-a: app1 cannot be started" in done.stdout
     assert m1.machines.where("m1") == {"m1-a": ["db1"]}
@@ -170,6 +178,20 @@ def test_a_guest_that_cannot_be_started_keeps_no_other_from_it_and_is_named(m1):
     assert m1.repair(vmbeam_confirm_gone="web1").returncode == 0
     assert m1.machines.run(vmbeam_force=True).returncode == 0
     assert m1.machines.where("m1") == {"m1-b": ["app1", "db1"]}
+
+
+def test_a_restart_that_breaks_off_is_noted_as_failed(m1):
+    """A file is where the folder of the guests' configurations has to be."""
+    m1.note()
+    m1.reboot()
+    (m1.machines.folder / "m1-guests").touch()
+
+    assert m1.repair(vmbeam_audit_file=f"{m1.machines.folder}/log").returncode != 0
+
+    assert [(entry["event"], entry.get("outcome")) for entry in m1.machines.audited()] == [
+        ("restart", None),
+        ("restarted", "failed"),
+    ]
 
 
 def test_a_host_vm_that_dies_alone_leaves_its_guests_to_the_other_one(m1):

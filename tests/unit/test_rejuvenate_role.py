@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import HostLock, Lock
 from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,6 +181,10 @@ class Machines:
             for call in self.world(name)["calls"]
             if call.startswith("guest_migrate ")
         ]
+
+    def audited(self, log: str = "log") -> list[dict[str, Any]]:
+        """What an audit log has, of a path in the folder."""
+        return [json.loads(line) for line in (self.folder / log).read_text().splitlines()]
 
     def run(self, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         common = {
@@ -605,27 +610,68 @@ def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
     assert machines.where("m1") == {"m1-a": ["gpu1"], "m1-b": ["app1"]}
     state = machines.read("m1", "state")
     run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1", "gpu1"], "strategies": {}, "cold": []}
-    (machines.folder / "m1-state.json").write_text(json.dumps({**state, "run": run}))
+    (machines.folder / "m1-state.json").write_text(json.dumps({**state, "run": {**run, "run_id": "night"}}))
 
-    done = machines.run(**options, vmbeam_repair_only=True)
+    done = machines.run(
+        **options, vmbeam_repair_only=True, vmbeam_run_id="mend", vmbeam_audit_file=f"{machines.folder}/log"
+    )
 
     assert done.returncode == 0
     assert "runs nowhere" not in done.stdout
     state = machines.read("m1", "state")
     assert state["run"] is None
     assert state["history"][-1]["outcome"] == "completed"
+    # Its begin has an end then.
+    [end] = machines.audited()
+    assert (end["event"], end["run"], end["outcome"], end["closed_later_by"]) == ("end", "night", "completed", "mend")
+    assert (end["source"], end["destination"]) == ("m1-a", "m1-b")
 
 
 def test_the_audit_log_tells_the_run_of_each_play(machines):
     machines.add("m1", "app1")
-    plays = [{**PLAYBOOK[0], "vars": {"vmbeam_run_id": name, "vmbeam_force": True}} for name in ("one", "two")]
+    plays = [
+        {**PLAYBOOK[0], "vars": {"vmbeam_run_id": name, "vmbeam_force": True, "vmbeam_audit_syslog": name == "two"}}
+        for name in ("one", "two")
+    ]
     (machines.folder / "play.yml").write_text(yaml.safe_dump(plays))
+    module = machines.folder / "collections/ansible_collections/vmbeam/xen/plugins/modules/audit_entry.py"
+    system_log = f"print(line, file=open('{machines.folder}/system', 'a'))"
+    module.write_text(module.read_text().replace("syslog.syslog(syslog.LOG_NOTICE, line)", system_log))
     done = machines.run(vmbeam_audit_file=f"{machines.folder}/log")
     assert done.returncode == 0
-    entries = [json.loads(line) for line in (machines.folder / "log").read_text().splitlines()]
+    entries = machines.audited()
     assert [(entry["run"], entry["event"]) for entry in entries] == [
         (name, event) for name in ("one", "two") for event in ("begin", "guest", "end")
     ]
+    # The system's log has those of the run that asked for it.
+    assert machines.audited("system") == entries[3:]
+
+
+def test_a_run_that_cannot_be_noted_does_not_begin(machines):
+    machines.add("m1", "app1")
+    (machines.folder / "file").touch()
+    done = machines.run(vmbeam_audit_file=f"{machines.folder}/file/log")
+    assert done.returncode != 0
+    assert "at 'Note in the audit log'" in done.stdout
+    assert machines.world("m1")["calls"] == []
+    assert machines.where("m1") == {"m1-a": ["app1"]}
+
+
+def test_whose_lock_was_taken_is_in_the_audit_log(machines):
+    machines.add("m1", "app1")
+    (machines.folder / "m1-lock").mkdir()
+    details = {"run_id": "night", "user": "bob", "controller": "elsewhere", "process": {}}
+    HostLock(f"{machines.folder}/m1-lock/lock.json").write(Lock("night (1)", details, 0.0, 1e12))
+    log = {"vmbeam_audit_file": f"{machines.folder}/log"}
+
+    assert machines.run(**log).returncode != 0
+    assert not (machines.folder / "log").exists()
+
+    assert machines.run(**log, vmbeam_run_id="mine", vmbeam_break_lock="night (1)").returncode == 0
+    taken, *others = machines.audited()
+    assert (taken["event"], taken["run"], taken["break_lock"]) == ("takeover", "mine", True)
+    assert taken["holder"] == {"owner": "night (1)", "run": "night", "user": "bob", "controller": "elsewhere"}
+    assert [entry["event"] for entry in others] == ["begin", "guest", "end"]
 
 
 def test_a_machine_is_done_once_in_a_run(machines):
@@ -645,7 +691,8 @@ def test_a_repair_is_in_the_audit_log_and_in_the_report_of_its_run(machines):
     world["host_vms"]["m1-a"]["guests"]["app1"]["state"] = "paused"
     machines.write("m1", world)
     run = {"source": "m1-a", "destination": "m1-b", "guests": ["app1"], "strategies": {}, "cold": []}
-    (machines.folder / "m1-state.json").write_text(json.dumps({"run": run, "history": []}))
+    state = {"run": {**run, "run_id": "night"}, "history": []}
+    (machines.folder / "m1-state.json").write_text(json.dumps(state))
     playbook = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "repair.yml")}
     (machines.folder / "play.yml").write_text(yaml.safe_dump([playbook]))
 
@@ -657,7 +704,8 @@ def test_a_repair_is_in_the_audit_log_and_in_the_report_of_its_run(machines):
     )
 
     assert done.returncode == 0
-    [entry] = (json.loads(line) for line in (machines.folder / "m1-audit" / "log").read_text().splitlines())
+    end, entry = machines.audited("m1-audit/log")
+    assert (end["event"], end["run"], end["outcome"], end["closed_later_by"]) == ("end", "night", "failed", "mend")
     assert (entry["event"], entry["run"], entry["outcome"], entry["unpaused"]) == (
         "repair",
         "mend",

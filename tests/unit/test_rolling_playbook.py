@@ -40,6 +40,7 @@ class Fleet:
             "ansible_python_interpreter": sys.executable,
             "fake_folder": str(folder),
             "vmbeam_lock_file": f"{folder}/{{{{ inventory_hostname }}}}.lock/lock.json",
+            "vmbeam_audit_file": f"{folder}/{{{{ inventory_hostname }}}}.audit",
             "vmbeam_machine_connect_timeout": 2,
             "vmbeam_run_report_file": str(self.report_file),
             "rolling_role": "fake_rejuvenate",
@@ -169,6 +170,11 @@ def test_a_run_is_not_begun_if_another_one_has_one_of_its_machines(fleet):
     assert machines.run(vmbeam_break_lock="another run").returncode == 0
     assert machines.results() == dict.fromkeys(["m1", "m2", "m3"], "done")
     assert machines.locks() == {}
+    # Once, by who reserved it; one that had expired is taken from nobody.
+    assert [path.name for path in machines.folder.glob("*.audit")] == ["m2.audit"]
+    [taken] = map(json.loads, (machines.folder / "m2.audit").read_text().splitlines())
+    assert (taken["event"], taken["machine"], taken["break_lock"]) == ("takeover", "m2", True)
+    assert taken["holder"] == {"owner": "another run", "run": "night", "user": None, "controller": "elsewhere"}
 
 
 def test_a_lease_is_renewed_between_batches_for_the_machines_that_are_still_to_come(fleet):
@@ -369,6 +375,10 @@ def test_a_plan_tells_whose_machines_a_run_would_not_get(fleet, tmp_path):
     assert obstacle.startswith("m2: reserved by run another run of ? on elsewhere")
     assert machines.run(playbook="plan.yml", vmbeam_plan_fail_on="stop", **file).returncode == 0
     assert machines.begun == []
+
+    assert machines.run(playbook="plan.yml", vmbeam_break_lock="another run", **file).returncode == 0
+    assert machines.locks() == {"m1": "long over", "m2": "another run"}
+    assert list(machines.folder.glob("*.audit")) == []
 
 
 def test_check_mode_shows_the_same_plan_of_the_run(fleet, tmp_path):

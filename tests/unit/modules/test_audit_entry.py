@@ -10,11 +10,14 @@ import fcntl
 import json
 import os
 import stat
+import syslog
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.vmbeam.xen.plugins.module_utils import _audit
+from ansible_collections.vmbeam.xen.plugins.modules import audit_entry
 
 
 @pytest.fixture
@@ -49,6 +52,24 @@ def test_time_is_this_system_s_own(note, log):
     before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     note(entry={"event": "begin", "time": "1970-01-01T00:00:00+00:00"})
     assert before <= datetime.datetime.fromisoformat(entries(log)[0]["time"]) <= datetime.datetime.now(datetime.UTC)
+
+
+def test_the_system_s_log_gets_the_same_line_if_asked(note, log, monkeypatch):
+    told = []
+    # Not in the real one, to which Ansible tells what it is called with.
+    system = SimpleNamespace(
+        LOG_AUTHPRIV=syslog.LOG_AUTHPRIV,
+        LOG_NOTICE=syslog.LOG_NOTICE,
+        openlog=lambda tag, facility: told.append((tag, facility)),
+        syslog=lambda level, line: told.append((level, line)),
+    )
+    monkeypatch.setattr(audit_entry, "syslog", system)
+    note(entry={"event": "begin"})
+    note(entry={"event": "begin"}, syslog=True, check=True)
+    assert told == []
+    note(entry={"event": "end"}, syslog=True)
+    line = log.read_text().splitlines()[-1]
+    assert told == [("vmbeam", syslog.LOG_AUTHPRIV), (syslog.LOG_NOTICE, line)]
 
 
 def test_check_mode_writes_nothing(note, log):
