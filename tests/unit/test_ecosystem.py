@@ -117,6 +117,14 @@ def test_a_survey_asks_how_the_machines_are_rolled():
     questions = {question["variable"]: question for question in SURVEY["spec"]}
     assert {"vmbeam_serial", "vmbeam_failure_budget", "vmbeam_order"} <= {*questions}
     assert tuple(questions["vmbeam_order"]["choices"]) == _rolling.ORDERS
+    # What a run asks for that was refused: a job whose container is gone cannot be seen to be dead.
+    assert {"vmbeam_run_id", "vmbeam_break_lock", "vmbeam_confirm_gone"} <= {*questions}
+
+
+@pytest.mark.parametrize("variable", ["vmbeam_strategy", "vmbeam_unmovable_policy", "vmbeam_on_failure"])
+def test_a_survey_offers_all_that_a_role_takes(variable):
+    [question] = [question for question in SURVEY["spec"] if question["variable"] == variable]
+    assert question["choices"] == options()[variable]["choices"]
 
 
 def test_a_survey_has_each_variable_once():
