@@ -204,7 +204,17 @@ def test_the_execution_environment_gets_what_the_controller_needs(tmp_path):
     """And not what developers need, which ansible-builder takes where nothing else is said."""
     found = yaml.safe_load(run("ansible-builder", "introspect", ROOT / "collections", cwd=tmp_path))
     assert [entry.split()[0] for entry in found["system"]] == ["openssh-clients", "openssh-client"]
-    assert [re.split(r"[ #=<>]", entry)[0] for entry in found["python"]] == ["pymannkendall"]
+    assert [re.split(r"[ #=<>]", entry)[0] for entry in found["python"]] == ["pymannkendall", "tzdata"]
+
+
+def test_the_image_that_make_builds_is_the_one_that_ansible_navigator_runs():
+    settings = yaml.safe_load((ROOT / "ansible-navigator.yml").read_text())["ansible-navigator"]
+    tag = settings["execution-environment"]["image"].removesuffix(":latest")
+    # With a line in the help, and the collection's tarball made first.
+    makefile = (ROOT / "Makefile").read_text()
+    rule = re.search(r"^build-ee: build ## \S.*\n\t(ansible-builder build .*)", makefile, re.MULTILINE)
+    assert rule
+    assert f" --tag {tag} " in rule[1]
 
 
 def test_ansible_navigator_takes_the_settings(tmp_path):
