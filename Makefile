@@ -156,3 +156,7 @@ lab-reliability: ## Boot the lab N=20 times, count those that need no retry (ARG
 .PHONY: build
 build: ## Build the collection's tarball
 	ansible-galaxy collection build --force
+
+.PHONY: build-ee
+build-ee: build ## Build the controller as a container image, vmbeam-ee, by podman (ARGS='--container-runtime docker')
+	ansible-builder build --context build/ee --tag vmbeam-ee $(ARGS)

@@ -117,6 +117,14 @@ def test_a_survey_asks_how_the_machines_are_rolled():
     questions = {question["variable"]: question for question in SURVEY["spec"]}
     assert {"vmbeam_serial", "vmbeam_failure_budget", "vmbeam_order"} <= {*questions}
     assert tuple(questions["vmbeam_order"]["choices"]) == _rolling.ORDERS
+    # What a run asks for that was refused: a job whose container is gone cannot be seen to be dead.
+    assert {"vmbeam_run_id", "vmbeam_break_lock", "vmbeam_confirm_gone"} <= {*questions}
+
+
+@pytest.mark.parametrize("variable", ["vmbeam_strategy", "vmbeam_unmovable_policy", "vmbeam_on_failure"])
+def test_a_survey_offers_all_that_a_role_takes(variable):
+    [question] = [question for question in SURVEY["spec"] if question["variable"] == variable]
+    assert question["choices"] == options()[variable]["choices"]
 
 
 def test_a_survey_has_each_variable_once():
@@ -141,16 +149,41 @@ def test_the_rulebook_gives_the_playbook_variables_that_it_knows():
     assert (ROOT / "playbooks" / "rejuvenate.yml").exists()
 
 
+@cache
+def rules_of_prometheus() -> list[dict[str, Any]]:
+    [group] = yaml.safe_load((EXAMPLES / "prometheus" / "aging.rules.yml").read_text())["groups"]
+    return group["rules"]
+
+
 def test_the_rules_of_prometheus_use_metrics_that_there_are():
-    rules = yaml.safe_load((EXAMPLES / "prometheus" / "aging.rules.yml").read_text())["groups"][0]["rules"]
-    used = {name for rule in rules for name in re.findall(r"vmbeam_\w+", rule["expr"])}
+    recorded = {rule["record"]: rule for rule in rules_of_prometheus() if "record" in rule}
+    used = {name for rule in rules_of_prometheus() for name in re.findall(r"vmbeam_\w+", rule["expr"])}
     suffixes = {name: _aging_metrics._UNITS[kind.unit][1] for name, kind in _aging.KINDS.items()}
     there = {f"vmbeam_aging_{name}{end}{unit}" for name, unit in suffixes.items() for end in ("", "_exhausted_at")}
-    assert used
-    assert used <= there
-    # What the event source asks for if nobody says something else.
-    assert {rule["record"] for rule in rules} == {"vmbeam_aging_due"}
-    assert all({"indicator", "reason"} == {*rule["labels"]} for rule in rules)
+    assert used & there
+    assert used <= {*there, *recorded, "vmbeam_aging_sample_time_seconds"}
+    for rule in rules_of_prometheus():
+        if rule.get("record") == "vmbeam_aging_exhausted_soon":
+            assert rule["labels"]["indicator"] in _aging.KINDS
+            assert rule["labels"]["reason"]
+
+
+def test_only_what_has_aged_in_a_guest_dom0_leads_to_a_rejuvenation():
+    """As _aging_policy.assess has it: what has aged in the host dom0 is for a person."""
+    [ruleset] = yaml.safe_load((ROOT / "extensions" / "eda" / "rulebooks" / "rejuvenate_on_aging.yml").read_text())
+    [source] = [one["vmbeam.xen.aging"] for one in ruleset["sources"]]
+    # What the rulebook asks for is a record, not an alert.
+    assert source["query"] == "{{ vmbeam_aging_query | default('vmbeam_aging_due') }}"
+    assert "alert" not in source
+    rejuvenating = [rule["expr"] for rule in rules_of_prometheus() if rule.get("record") == "vmbeam_aging_due"]
+    assert rejuvenating
+    for expression in rejuvenating:
+        selectors = re.findall(r"vmbeam_\w+(\{[^}]*\})?", expression)
+        assert selectors == ['{place="guest"}'] * len(selectors)
+        # What the event source makes an event of.
+        assert re.search(r"by \(machine, indicator, reason\)", expression)
+    others = [rule for rule in rules_of_prometheus() if "alert" in rule]
+    assert ['{place="host"}' in rule["expr"] for rule in others].count(True) == 1
 
 
 def test_the_execution_environment_can_be_created(tmp_path):
@@ -171,7 +204,17 @@ def test_the_execution_environment_gets_what_the_controller_needs(tmp_path):
     """And not what developers need, which ansible-builder takes where nothing else is said."""
     found = yaml.safe_load(run("ansible-builder", "introspect", ROOT / "collections", cwd=tmp_path))
     assert [entry.split()[0] for entry in found["system"]] == ["openssh-clients", "openssh-client"]
-    assert [re.split(r"[ #=<>]", entry)[0] for entry in found["python"]] == ["pymannkendall"]
+    assert [re.split(r"[ #=<>]", entry)[0] for entry in found["python"]] == ["pymannkendall", "tzdata"]
+
+
+def test_the_image_that_make_builds_is_the_one_that_ansible_navigator_runs():
+    settings = yaml.safe_load((ROOT / "ansible-navigator.yml").read_text())["ansible-navigator"]
+    tag = settings["execution-environment"]["image"].removesuffix(":latest")
+    # With a line in the help, and the collection's tarball made first.
+    makefile = (ROOT / "Makefile").read_text()
+    rule = re.search(r"^build-ee: build ## \S.*\n\t(ansible-builder build .*)", makefile, re.MULTILINE)
+    assert rule
+    assert f" --tag {tag} " in rule[1]
 
 
 def test_ansible_navigator_takes_the_settings(tmp_path):

@@ -978,3 +978,22 @@ def test_the_plan_of_the_fleet_is_what_the_role_then_does(machines, tmp_path):
     assert again["totals"]["machines_of_unknown_time"] == []
     assert again["totals"]["seconds"] == pytest.approx(sum(batch["seconds"] for batch in again["batches"]), abs=0.2)
     assert again["totals"]["seconds"] > 0
+
+
+def test_the_defaults_of_the_survey_are_what_a_plan_takes(machines, tmp_path):
+    """All of them together, and as text: AWX gives those that a person leaves as they are."""
+    survey = json.loads((ROOT / "examples" / "awx" / "survey.json").read_text())
+    for name in ("m1", "m2"):
+        machines.add(name, f"app-{name}")
+    play = {"ansible.builtin.import_playbook": str(ROOT / "playbooks" / "plan.yml")}
+    (machines.folder / "play.yml").write_text(yaml.safe_dump([play]))
+    answers = {question["variable"]: str(question["default"]) for question in survey["spec"]}
+
+    done = machines.run(vmbeam_run_plan_file=str(tmp_path / "fleet.json"), **answers)
+
+    assert done.returncode == 0
+    plan = json.loads((tmp_path / "fleet.json").read_text())
+    assert [batch["machines"] for batch in plan["batches"]] == [["m1"], ["m2"]]
+    assert [one["outcome"] for one in plan["machines"]] == ["rejuvenate", "rejuvenate"]
+    assert [guest["strategy"] for one in plan["machines"] for guest in one["guests"]] == ["zero_copy", "zero_copy"]
+    assert machines.world("m1")["calls"] == machines.world("m2")["calls"] == []
