@@ -26,8 +26,10 @@ says.
   the host hypervisor spends for a domain is part of that domain's: Xen doesn't account for it apart, nor does it tell
   the time of its idle CPUs. So there is the CPU time of the emulator's process too: all of both hypervisors and all
   domains.
-- Calls, pages and entries were counted by the host hypervisor; with stock migration nothing counts them. The bytes that
-  it copies are told by those that it sent, each of which is copied several times on its way.
+- Calls and entries were counted by the host hypervisor; with stock migration nothing counts them. Guest pages copied
+  are those that the host hypervisor counted when the memory was passed on for good, and those that the toolstack
+  counted as it sent them, because they cannot be passed on; they are not known if one of the two has not told. The
+  bytes that stock migration copies are told by those that it sent, each of which is copied several times on its way.
 - Figure 6, `{CHANNEL}`: from memory of one guest dom0's daemon to memory of the other's, with all that a stream takes:
   one copy into the shared memory, one out of it, a checksum on both sides, flow control. The paper's figure is that of
   a program in the guest dom0s which transfers data by the memory that they share. `{PIPES}` is from the
