@@ -134,11 +134,29 @@ def test_cells_by_default_have_all_that_the_figures_to_meet_need():
     (gib,) = [one for one in by_kind["by_size"] if one.size_mib == 1024]
     assert gib.least == {"precopy-ssh": 1, "suspend-tcp": 1, "zero-copy": 5}
     assert [one.rate for one in by_kind["by_rate"]] == [0, 1000, 3000, 10000]
-    assert all(one.wanted == {"precopy-ssh": 1, "zero-copy": 5} for one in by_kind["by_rate"])
+    stock_too = {"wanted": {"precopy-ssh": 5, "zero-copy": 5}, "least": {"precopy-ssh": 1, "zero-copy": 5}}
+    for one in (*by_kind["by_rate"], *by_kind["web"]):
+        assert {"wanted": one.wanted, "least": one.least} == stock_too, one.label
+    # What takes longest comes late: there the budget cuts.
+    assert [one.kind for one in cells] == [*4 * ["by_rate"], "web", *5 * ["by_size"], *3 * ["others"]]
     assert [(one.type, one.vcpus) for one in by_kind["others"]] == [("pvh", 4), ("hvm", 4), ("pvh", 1)]
     assert [one.together for one in by_kind["others"]] == [False, False, True]
     # One guest serves all rates, and the web.
     assert len({migration.guest_of(one) for one in (*by_kind["by_rate"], *by_kind["web"])}) == 1
+
+
+def test_whole_cells_are_not_cut_by_the_budget():
+    clock, cells = Clock(), schedule.whole([cell(wanted=3, rounds=3)])
+    order = play(cells[0], schedule.Budget(0, cells, clock), {"precopy-ssh": 70, "zero-copy": 20}, clock)
+    assert {method: order.count(method) for method in PAIR} == {"precopy-ssh": 3, "zero-copy": 3}
+
+
+def test_help_says_about_how_long_all_takes(capsys):
+    minutes = schedule.Budget(0, schedule.whole(schedule.cells(wishes(), "precopy-ssh"))).least_left() / 60
+    assert 3.5 * 60 < minutes < 4.5 * 60
+    with pytest.raises(SystemExit):
+        migration.parse(["--help"])
+    assert "about four hours by default" in " ".join(capsys.readouterr().out.split())
 
 
 def test_cells_without_what_is_not_wanted():
@@ -569,11 +587,10 @@ def test_run_goes_on_without_a_guest_that_does_not_start_but_not_for_ever(run):
     go(one, FakeBenchmark(unstartable=["bench512-pvh1"]))
     assert {entry["size_mib"] for entry in one.records["by_size"]} == {128, 1024}
     assert one.problems == ["512 MiB: no bench512-pvh1"]
-    one = run()
+    one = run(sizes_mib=[128, 512, 1024, 2048])
     with pytest.raises(LabError, match="2 times in a row"):
         go(one, FakeBenchmark(unstartable=["bench512-pvh1", "bench1024-pvh1"]))
     assert {entry["size_mib"] for entry in one.records["by_size"]} == {128}
-    assert not one.records["by_rate"]
 
 
 def test_run_tells_throughput_that_cannot_be_measured(run):
@@ -637,7 +654,13 @@ def test_a_run_without_a_lab_leaves_the_old_files(run, monkeypatch, tmp_path):
 def test_a_dry_run_touches_nothing(run, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(migration, "bring_up", lambda: pytest.fail("touched the lab"))
     assert migration.main([*ARGV, "--dry-run"]) == 0
-    assert "about 12 min at least" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "about 12 min at least" in said
+    assert "about 30 min for all that is wanted (--all)" in said
+    assert migration.main([*ARGV, "--dry-run", "--all"]) == 0
+    said = capsys.readouterr().err
+    assert "about 30 min, after the lab is up, whatever the budget" in said
+    assert "12 min" not in said
     assert not list(tmp_path.iterdir())
 
 
