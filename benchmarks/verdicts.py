@@ -72,7 +72,22 @@ def _growth(records: Records) -> Found | str:
 
 def _downtime(records: Records) -> Found | str:
     stock, ours = (_by_rate(records, 0, method, "downtime_seconds") for method in (BASELINE, ZERO_COPY))
-    return _told(ratio(ours, stock), "needs both at 0 pages/s", _n(stock=stock, zero_copy=ours))
+    note = _n(stock=stock, zero_copy=ours)
+    by_size = _downtime_by_size(records)
+    if by_size:
+        note += f"; by size: {', '.join(by_size)}"
+    return _told(ratio(ours, stock), "needs both at 0 pages/s", note)
+
+
+def _downtime_by_size(records: Records) -> list[str]:
+    """Return the same ratio for each size, as text: the verdict is that of one size."""
+    found = []
+    for size in sorted({entry["size_mib"] for entry in records["by_size"]}):
+        stock, ours = (_by_size(records, size, method, "downtime_seconds") for method in (BASELINE, ZERO_COPY))
+        known = ratio(ours, stock)
+        if known and stock and ours:
+            found.append(f"{size} MiB {known['value']}x (n={stock['n']}, {ours['n']})")
+    return found
 
 
 def _busy(records: Records) -> Found | str:

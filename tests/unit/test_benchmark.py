@@ -426,6 +426,22 @@ def test_bounds_of_bounds(relation, at_least, value):
     assert verdicts.met(verdicts.Found(value, relation, ""), None, at_least) is None
 
 
+def test_the_verdict_on_downtime_tells_each_size_too():
+    made = records(
+        by_rate=[by_rate("precopy-ssh", 0, 50.0, 2.0), by_rate("zero-copy", 0, 7.0, 1.0)],
+        by_size=[
+            *(measured("precopy-ssh", 90.0, downtime, size=1024) for downtime in (1.0, 1.5, 2.0)),
+            measured("zero-copy", 7.0, 1.8, size=1024),
+            measured("precopy-ssh", 30.0, 2.0),
+            measured("zero-copy", 7.0, 1.0),
+            measured("zero-copy", 7.0, 1.0, size=2048),
+        ],
+    )
+    found = verdict(made, "downtime, idle")
+    assert found["value"] == 0.5
+    assert found["note"] == "stock n=1, zero-copy n=1; by size: 128 MiB 0.5x (n=1, 1), 1024 MiB 1.2x (n=3, 1)"
+
+
 def test_a_busy_guest_has_to_be_busy():
     busy = records(by_rate=[by_rate("zero-copy", 0, 10.0, 1.0), by_rate("zero-copy", 10000, 10.5, 1.2)])
     found = verdict(busy, "dirty pages")
