@@ -329,6 +329,22 @@ def test_every_figure_of_the_paper_has_its_key_and_both_methods():
     assert [row["achieved_rate"] for row in found["fig10"]["parts"][0]["rows"]] == [0, 10000]
 
 
+def test_rows_without_a_ratio_say_what_there_is_instead():
+    stock = measured("precopy-ssh", 30.0, network_bytes=4000)
+    ours = measured("zero-copy", 7.0) | OURS
+    found = results.figures(records(by_size=[stock, ours, failed("precopy-ssh", 512), {**ours, "size_mib": 512}]))
+    rows = {part["metric"]: part["rows"] for key in ("fig7", "fig12", "fig15") for part in found[key]["parts"]}
+    # All of stock's bytes are saved.
+    both, alone = rows["network_bytes"]
+    assert (both["ratio"], both["ratio_to_precopy-ssh"]) == (None, {"value": 0.0, "relation": "="})
+    # Nothing counts these, if it was there to be counted.
+    counted, failed_row = rows["hypercalls"]
+    assert (counted["ratio"], counted["note"]) == (None, "not counted for stock")
+    for row in (alone, failed_row):
+        assert not row.keys() & {"note", "ratio_to_precopy-ssh"}
+    assert not rows["seconds"][0].keys() & {"note", "ratio_to_precopy-ssh"}
+
+
 # --- figures to meet
 
 
