@@ -22,7 +22,7 @@ from vmbeam_lab import ansible, cli, paths, phases, topology
 from vmbeam_lab.errors import LabError
 from vmbeam_lab.phases import phase, say
 
-from . import results, schedule
+from . import results, schedule, verdicts
 from .lab import HERE, Benchmark, Guest, plain
 from .schedule import Budget, Cell
 
@@ -189,6 +189,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--vcpus", [4], "CPUs of a PVH and an HVM guest that move by zero-copy too, or none", numbers)
     parser.add_argument("--no-web", action="store_true", help="without the web service (figure 16)")
     parser.add_argument("--no-together", action="store_true", help="without two guests that move at once")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a figure to meet is missed")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured, and in what time")
     options = parser.parse_args(argv)
     if min(options.rounds, options.stock_rounds, options.limit) < 1 or options.budget < 0:
@@ -217,8 +218,17 @@ def say_plan(cells: list[Cell], budget: int) -> None:
     say(f"about {everything:.0f} min for all that is wanted (--all)")
 
 
+def tell_missed(records: results.Records) -> list[str]:
+    """Print which figures to meet were missed, and return them."""
+    judged = verdicts.judge(records)
+    missed = [verdict["figure"] for verdict in judged if verdict["met"] is False]
+    unknown = sum(verdict["met"] is None for verdict in judged)
+    print(f"Of {len(judged)} figures to meet {unknown} cannot be told; missed: {'; '.join(missed) or 'none'}")
+    return missed
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; return the exit status."""
+    """Run the benchmark; return the exit status: that a figure is missed is a result, unless --strict."""
     argv = sys.argv[1:] if argv is None else argv
     options = parse(argv)
     wishes = schedule.Wishes(
@@ -256,7 +266,8 @@ def main(argv: list[str] | None = None) -> int:
         if benchmark:
             with contextlib.suppress(LabError):
                 benchmark.clear()
-    return 0 if run.complete and not run.problems else 1
+    missed = tell_missed(run.records) if any(run.records.values()) else []
+    return 1 if run.problems or not run.complete or (options.strict and missed) else 0
 
 
 if __name__ == "__main__":

@@ -673,6 +673,24 @@ def test_whatever_ends_a_run_its_files_say_what_it_has(run, monkeypatch, tmp_pat
     assert ("Partial" in (tmp_path / "RESULTS.md").read_text()) is (status is None)
 
 
+@pytest.mark.parametrize(("rate", "strict", "status"), [(1.0, [], 0), (1.0, ["--strict"], 1), (4.0, ["--strict"], 0)])
+def test_the_last_line_tells_missed_figures_and_only_strict_fails_for_them(
+    run, monkeypatch, tmp_path, capsys, rate, strict, status
+):
+    class Fake(WholeFake):
+        def throughput(self):
+            yield {"way": "channel", "mib_per_s": rate}
+            yield {"way": "memcpy", "mib_per_s": 4.0}
+
+    monkeypatch.setattr(migration, "LOG", tmp_path / "bench.log")
+    monkeypatch.setattr(migration, "bring_up", lambda: None)
+    monkeypatch.setattr(migration, "Benchmark", Fake)
+    assert migration.main([*ARGV, *strict]) == status
+    missed = "channel throughput / memcpy in the same dom0" if rate < 2 else "none"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"Of 9 figures to meet 8 cannot be told; missed: {missed}"
+
+
 def test_a_run_without_a_lab_leaves_the_old_files(run, monkeypatch, tmp_path):
     def no_lab():
         raise LabError("the lab does not come up")
