@@ -140,6 +140,9 @@ def _part_text(part: dict[str, typing.Any], by: str) -> str:
     # Nobody knows how many pages stock migration copies, for example: no column for what is never known.
     told = [row["methods"] for row in part["rows"]]
     methods = [method for method in METHODS if any(_told(row.get(method), part["metric"]) for row in told)]
+    title = f"{part['title'][0].upper()}{part['title'][1:]} ({part['unit']}):"
+    if not methods:
+        return f"{title}\n\nNot measured."
     ratios = any(row["ratio"] for row in part["rows"])
     about = {"size_mib": "Guest (MiB)", "rate": "Pages/s wanted (achieved)", "guest": "Guest"}[by]
     rows = []
@@ -147,7 +150,6 @@ def _part_text(part: dict[str, typing.Any], by: str) -> str:
         first = f"{row['rate']} ({row['achieved_rate']})" if by == "rate" else str(row[by])
         cells = [_cell(row["methods"].get(method)) for method in methods]
         rows.append([first, *cells, *([_times(row["ratio"])] if ratios else [])])
-    title = f"{part['title'][0].upper()}{part['title'][1:]} ({part['unit']}):"
     return f"{title}\n\n{table([about, *methods, *([f'{BASELINE} / {ZERO_COPY}'] if ratios else [])], rows)}"
 
 

@@ -404,6 +404,8 @@ def test_what_was_copied_is_not_known_if_the_toolstack_does_not_tell_its_part():
     parts = results.figures(records(by_size=[measured("zero-copy", 7.0) | old]))["fig15"]["parts"]
     for part in parts[:2]:
         assert part["rows"][0]["methods"]["zero-copy"]["n"] == 0, part["metric"]
+    text = page.page(results.document(records(by_size=[measured("zero-copy", 7.0) | old]), **about()))
+    assert "Guest pages copied, by the host hypervisor and by the toolstack (pages):\n\nNot measured.\n" in text
 
 
 def test_calls_of_large_guests_are_counted_per_gib():
