@@ -46,7 +46,7 @@ CHECK_SECONDS = 20
 #: How long a guest serves before and after a migration.
 WEB_SECONDS = 10
 #: What zero-copy's counters are judged by.
-MEMORY = ("pages_copied", "hypercalls", "p2m_writes_4k", "p2m_writes_2m")
+MEMORY = ("pages_copied", "pages_sent", "hypercalls", "p2m_writes_4k", "p2m_writes_2m")
 #: Where host dom0 keeps the boot disk of an HVM guest: a directory that it has.
 DISKS = "/var/lib/vmbeam/images"
 
@@ -387,8 +387,6 @@ def _disks(guest: Guest) -> list[str]:
     return [f"{guest.name}-root"] if guest.type == "hvm" else []
 
 
-def _memory(counted: dict[str, int] | None, network_bytes: int) -> dict[str, int]:
-    """Return what a migration's record tells of memory; counted: by the host hypervisor, None for what copies."""
-    if counted is None:
-        return {"bytes_copied": network_bytes}
-    return {**counted, "bytes_copied": counted["pages_copied"] << 12}
+def _memory(counted: dict[str, int | None] | None, network_bytes: int) -> dict[str, int | None]:
+    """Return what a migration's record tells of memory; counted: by zero-copy migration, None for what copies."""
+    return {"bytes_copied": network_bytes} if counted is None else counted

@@ -26,15 +26,18 @@ says.
   the host hypervisor spends for a domain is part of that domain's: Xen doesn't account for it apart, nor does it tell
   the time of its idle CPUs. So there is the CPU time of the emulator's process too: all of both hypervisors and all
   domains.
-- Calls, pages and entries were counted by the host hypervisor; with stock migration nothing counts them. The bytes that
-  it copies are told by those that it sent, each of which is copied several times on its way.
+- Calls and entries were counted by the host hypervisor; with stock migration nothing counts them. Guest pages copied
+  are those that the host hypervisor counted when the memory was passed on for good, and those that the toolstack
+  counted as it sent them, because they cannot be passed on; they are not known if one of the two has not told. The
+  bytes that stock migration copies are told by those that it sent, each of which is copied several times on its way.
 - Figure 6, `{CHANNEL}`: from memory of one guest dom0's daemon to memory of the other's, with all that a stream takes:
   one copy into the shared memory, one out of it, a checksum on both sides, flow control. The paper's figure is that of
   a program in the guest dom0s which transfers data by the memory that they share. `{PIPES}` is from the
   standard input of a command in one guest dom0 to a command in the other, as migrations go: with what pipes cost, two
   more copies and another process on the one CPU of each side.
-- The memory in use is the machine's without what is free, looked at every few seconds during each migration. Host VMs
-  have theirs all along.
+- The memory in use is the machine's without what is free. It does not compare the methods: both host VMs have all of
+  theirs allocated all along, and it is looked at every three seconds only, once or twice in a migration by zero-copy.
+  It tells that a migration takes little beyond that for long; not what it takes for a moment.
 """
 
 
@@ -137,6 +140,9 @@ def _part_text(part: dict[str, typing.Any], by: str) -> str:
     # Nobody knows how many pages stock migration copies, for example: no column for what is never known.
     told = [row["methods"] for row in part["rows"]]
     methods = [method for method in METHODS if any(_told(row.get(method), part["metric"]) for row in told)]
+    title = f"{part['title'][0].upper()}{part['title'][1:]} ({part['unit']}):"
+    if not methods:
+        return f"{title}\n\nNot measured."
     ratios = any(row["ratio"] for row in part["rows"])
     about = {"size_mib": "Guest (MiB)", "rate": "Pages/s wanted (achieved)", "guest": "Guest"}[by]
     rows = []
@@ -144,7 +150,6 @@ def _part_text(part: dict[str, typing.Any], by: str) -> str:
         first = f"{row['rate']} ({row['achieved_rate']})" if by == "rate" else str(row[by])
         cells = [_cell(row["methods"].get(method)) for method in methods]
         rows.append([first, *cells, *([_times(row["ratio"])] if ratios else [])])
-    title = f"{part['title'][0].upper()}{part['title'][1:]} ({part['unit']}):"
     return f"{title}\n\n{table([about, *methods, *([f'{BASELINE} / {ZERO_COPY}'] if ratios else [])], rows)}"
 
 

@@ -72,7 +72,22 @@ def _growth(records: Records) -> Found | str:
 
 def _downtime(records: Records) -> Found | str:
     stock, ours = (_by_rate(records, 0, method, "downtime_seconds") for method in (BASELINE, ZERO_COPY))
-    return _told(ratio(ours, stock), "needs both at 0 pages/s", _n(stock=stock, zero_copy=ours))
+    note = _n(stock=stock, zero_copy=ours)
+    by_size = _downtime_by_size(records)
+    if by_size:
+        note += f"; by size: {', '.join(by_size)}"
+    return _told(ratio(ours, stock), "needs both at 0 pages/s", note)
+
+
+def _downtime_by_size(records: Records) -> list[str]:
+    """Return the same ratio for each size, as text: the verdict is that of one size."""
+    found = []
+    for size in sorted({entry["size_mib"] for entry in records["by_size"]}):
+        stock, ours = (_by_size(records, size, method, "downtime_seconds") for method in (BASELINE, ZERO_COPY))
+        known = ratio(ours, stock)
+        if known and stock and ours:
+            found.append(f"{size} MiB {known['value']}x (n={stock['n']}, {ours['n']})")
+    return found
 
 
 def _busy(records: Records) -> Found | str:
@@ -132,7 +147,12 @@ GOALS = (
     Goal("zero-copy time and downtime at 10000 dirty pages/s, more than idle by", " %", False, 10, None, _busy),
     Goal("network bytes of a migration", "", False, 0, None, lambda records: _worst(_ours(records), "network_bytes")),
     Goal(
-        "guest pages copied per migration", "", False, 64, None, lambda records: _worst(_ours(records), "pages_copied")
+        "guest pages copied per migration",
+        "",
+        False,
+        64,
+        None,
+        lambda records: _worst(_ours(records), "pages_copied_in_all"),
     ),
     Goal("L1->L0 hypercalls per GiB", "", False, 64, 16, _calls),
     Goal("channel throughput / memcpy in the same dom0", "x", True, 0.5, None, _channel),
@@ -151,7 +171,7 @@ def met(found: Found, bound: float | None, at_least: bool) -> bool | None:
 
 def judge(records: Records) -> list[dict[str, typing.Any]]:
     """Return for each goal `value`, `relation`, `met` and `aim_met`; None where it was not measured."""
-    records = {kind: records.get(kind, []) for kind in results.KINDS}
+    records = results.counted({kind: records.get(kind, []) for kind in results.KINDS})
     verdicts = []
     for goal in GOALS:
         found = goal.measure(records)

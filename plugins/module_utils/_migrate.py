@@ -73,6 +73,8 @@ _PASSED_ON = re.compile(
     r"Zero-copy session (?P<session>\d+): (?P<pages_passed_on>\d+) pages passed on, (?P<pages_copied>\d+) copied, "
     r"(?P<hypercalls>\d+) calls, (?P<p2m_writes_4k>\d+) 4KiB and (?P<p2m_writes_2m>\d+) 2MiB entries"
 )
+# Our patched libxenguest, before that: what the toolstack copies itself, which the host hypervisor does not see.
+_SENT = re.compile(r"Zero-copy session \d+: \d+ frames shared, (?P<pages_sent>\d+) copied")
 _CHATTER = re.compile(r"(^|\s)(debug|detail|verbose): |vmbeam-transport")
 
 _HINTS = (
@@ -97,7 +99,7 @@ class Report:
     downtime_seconds: float | None = None
     bytes: int | None = None
     phases: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, int] | None = None
+    memory: dict[str, int | None] | None = None
     repairs: list[str] = field(default_factory=list)
     log_tail: list[str] = field(default_factory=list)
 
@@ -594,8 +596,15 @@ class Migration:
                 started = at
         # The last line may be read after xl has ended.
         self.report.phases[_LAST_PHASE] = round(max(0.0, ended - started), 3)
-        found = self._log.search(_PASSED_ON)
-        self.report.memory = {key: int(value) for key, value in found.groupdict().items()} if found else None
+        self.report.memory = self._counted()
+
+    def _counted(self) -> dict[str, int | None] | None:
+        """What the host hypervisor and the toolstack counted; an older toolstack does not tell its part."""
+        found, sent = self._log.search(_PASSED_ON), self._log.search(_SENT)
+        if not found:
+            return None
+        counted = {key: int(value) for key, value in found.groupdict().items()}
+        return {**counted, "pages_sent": int(sent["pages_sent"]) if sent else None}
 
 
 class Pump(threading.Thread):

@@ -179,12 +179,24 @@ migration:
       type: dict
     memory:
       description:
-        - What O(strategy=zero_copy) did to the memory, as counted by the host hypervisor; null with the others.
+        - What O(strategy=zero_copy) did to the memory, as counted by the host hypervisor, and C(pages_sent) by the
+          toolstack; null with the others.
         - C(pages_passed_on) are pages of 4 KiB that the destination got without copying, C(pages_copied) those that
           were copied because something else on the machine had them in use, C(hypercalls) the calls of both guest
           hypervisors for it, C(p2m_writes_4k) and C(p2m_writes_2m) the changed entries of page tables, C(session) its
           number.
+        - C(pages_sent) are those that the toolstack copied into the migration stream because they cannot be passed on,
+          such as the rings of console and xenstore; null if the toolstack is too old to tell. What was copied in all is
+          C(pages_copied) and C(pages_sent) together.
       type: dict
+      sample:
+        session: 7
+        pages_passed_on: 32760
+        pages_copied: 0
+        pages_sent: 8
+        hypercalls: 25
+        p2m_writes_4k: 1561
+        p2m_writes_2m: 189
     repairs:
       description: What was done about the remains of a failed migration.
       type: list
