@@ -88,8 +88,10 @@ struct privcmd_hypercall {
 #define KEPT      1 /* huge pages that are never offered nor accepted into */
 #define HELD      1 /* huge pages of which the hypervisor has mapped something */
 #define PER_HUGE  (HUGE / PAGE)
+#define HELD_PAGE ((LENT + KEPT) * PER_HUGE)
+#define PAGES     ((LENT + KEPT + HELD) * PER_HUGE)
 
-/* What each page begins with, twice, before it has been passed around. */
+/* What each page begins with, twice, before it has been passed around: one of these, plus its number. */
 #define MARK_SOURCE  0x5245564953554f53UL
 #define MARK_KEPT    0x544550454b534921UL /* the source's, and never lent */
 #define MARK_SECRET  0x544552434553414aUL /* the destination's */
@@ -209,9 +211,14 @@ static uint64_t *page(unsigned int number)
 static void mark(unsigned int first, unsigned int count, uint64_t value)
 {
     for (unsigned int i = first; i < first + count; i++) {
-        page(i)[0] = value;
-        page(i)[PAGE / 16] = value;
+        page(i)[0] = value + i;
+        page(i)[PAGE / 16] = value + i;
     }
+}
+
+static bool is_mark(uint64_t value, uint64_t mark)
+{
+    return value - mark < PAGES;
 }
 
 static void make_pool(void)
@@ -222,7 +229,7 @@ static void make_pool(void)
         give_up("huge pages (hugepages= on the command line)");
     mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
     mark(LENT * PER_HUGE, KEPT * PER_HUGE, role == SOURCE ? MARK_KEPT : MARK_SECRET);
-    mark((LENT + KEPT) * PER_HUGE, HELD * PER_HUGE, MARK_SOURCE);
+    mark(HELD_PAGE, HELD * PER_HUGE, MARK_SOURCE);
     for (unsigned int i = 0; i < LENT + KEPT + HELD; i++) {
         pool_gfn[i] = gfn_of(pool + i * HUGE);
         if (!pool_gfn[i] || pool_gfn[i] % PER_HUGE) {
@@ -541,12 +548,32 @@ static void expect_session(const char *what, uint32_t session, int state, int ex
 
 static void expect_page(const char *what, unsigned int number, uint64_t value)
 {
+    uint64_t first = page(number)[0], second = page(number)[PAGE / 16];
+
     checks++;
-    if (page(number)[0] == value)
+    if (first == value && second == value)
         return;
     failures++;
-    say("FAIL %s: page %u holds %016lx, not %016lx", what, number, (unsigned long)page(number)[0],
-        (unsigned long)value);
+    say("FAIL %s: page %u holds %016lx and %016lx, not %016lx", what, number, (unsigned long)first,
+        (unsigned long)second, (unsigned long)value);
+}
+
+/* That a page holds what was in this page of the source. */
+static void expect_mark(const char *what, unsigned int number, unsigned int source)
+{
+    expect_page(what, number, MARK_SOURCE + source);
+}
+
+/* Tags, and numbers of the source's pages, that are accepted into pages the other way round, one of them later. */
+#define REVERSED_FIRST  16
+#define REVERSED_LAST   23
+#define REVERSED_LATER  19
+/* One that is offered later. */
+#define REVERSED_MORE   (REVERSED_LAST + 1)
+
+static unsigned int reversed(unsigned int tag)
+{
+    return REVERSED_FIRST + REVERSED_LAST - tag;
 }
 
 /*
@@ -587,7 +614,7 @@ static void together_as_source(uint32_t first, uint32_t second, uint32_t late)
     expect("COMMIT with copies", simple(COMMIT, first, F_COPY_BUSY), 0);
     expect_session("committed", first, COMMITTED, 2, 3);
     expect_page("what came in exchange", 1, 0);
-    expect_page("what was copied", 0, MARK_SOURCE);
+    expect_mark("what was copied", 0, 0);
 
     expect("COMMIT after COMMITTED", simple(COMMIT, first, 0), 0);
     expect("COMMIT with copies after COMMITTED", simple(COMMIT, first, F_COPY_BUSY), 0);
@@ -601,19 +628,41 @@ static void together_as_source(uint32_t first, uint32_t second, uint32_t late)
     await("REVERT", first, (struct info){.state = ABORTED});
     expect("COMMIT after REVERT", simple(COMMIT, first, 0), -ENOTCONN);
     expect("OFFER after REVERT", one(OFFER, first, 5, lent_gfn(5), 0), -ENOTCONN);
-    expect_page("what was given back", 1, MARK_SOURCE);
-    expect_page("what two sessions had", 3, MARK_SOURCE);
+    expect_mark("what was given back", 1, 1);
+    expect_mark("what two sessions had", 3, 3);
 
+    for (unsigned int tag = REVERSED_FIRST; tag <= REVERSED_LAST; tag++)
+        expect("OFFER of some in a row", one(OFFER, late, tag, lent_gfn(tag), 0), DONE);
     expect("OFFER of what was given back", one(OFFER, late, 1, lent_gfn(1), 0), DONE);
-    await("ACCEPT of it", late, (struct info){.state = OPEN, .shared = 1});
+    await("ACCEPT of all but one", late, (struct info){.state = OPEN, .shared = 8});
     expect("CLOSE by both", simple(CLOSE, first, 0), 0);
     expect("CLOSE of what both have closed", simple(CLOSE, first, 0), -ENOENT);
+    expect("COMMIT when one has been left out", simple(COMMIT, late, 0), -ENODATA);
+    /* The other side waits for this. */
+    expect("OFFER of one more", one(OFFER, late, REVERSED_MORE, lent_gfn(REVERSED_MORE), 0), DONE);
+    await("ACCEPT of all", late, (struct info){.state = OPEN, .shared = 10});
     expect("COMMIT of it", simple(COMMIT, late, 0), 0);
     expect("CLOSE of it", simple(CLOSE, late, 0), 0);
 }
 
+/* In one call, as those of one call are looked up first and put into place later. */
+static void accept_reversed(uint32_t session)
+{
+    static struct extent list[REVERSED_LAST - REVERSED_FIRST + 1];
+    unsigned int count = 0;
+
+    for (unsigned int tag = REVERSED_LAST; tag >= REVERSED_FIRST; tag--)
+        if (tag != REVERSED_LATER)
+            list[count++] = (struct extent){.tag = tag, .gfn = lent_gfn(reversed(tag)), .status = UNSEEN};
+    expect("ACCEPT the other way round", extents(ACCEPT, session, 0, list, count), 0);
+    for (unsigned int i = 0; i < count; i++)
+        expect("ACCEPT of each of them", list[i].status, DONE);
+}
+
 static void together_as_destination(uint32_t first, uint32_t second, uint32_t late)
 {
+    static const unsigned int handed_over[] = {0, 1, 0, 3, HELD_PAGE};
+
     await("OFFER", first, (struct info){.state = OPEN, .offered = 5});
     expect("ACCEPT into the grant table", one(ACCEPT, first, 0, GRANT_GFN, 0), -EOPNOTSUPP);
     expect("ACCEPT into the local APIC", one(ACCEPT, first, 0, APIC_GFN, 0), -EOPNOTSUPP);
@@ -629,7 +678,7 @@ static void together_as_destination(uint32_t first, uint32_t second, uint32_t la
     for (unsigned int tag = 1; tag < 5; tag++)
         expect("ACCEPT of the others", one(ACCEPT, first, tag, lent_gfn(tag), 0), DONE);
     expect("ACCEPT of the other session", one(ACCEPT, second, 3, lent_gfn(5), 0), DONE);
-    expect_page("what is borrowed", 1, MARK_SOURCE);
+    expect_mark("what is borrowed", 1, 1);
 
     await("COMMIT", first, (struct info){.state = COMMITTING});
     expect("ABORT while COMMITTING", simple(ABORT, first, 0), -EISCONN);
@@ -644,7 +693,7 @@ static void together_as_destination(uint32_t first, uint32_t second, uint32_t la
     expect("ACCEPT after COMMITTED", one(ACCEPT, first, 0, lent_gfn(0), 0), -EISCONN);
     expect("COMMIT after COMMITTED by the destination", simple(COMMIT, first, 0), -EPERM);
     for (unsigned int tag = 0; tag < 5; tag++)
-        expect_page("what has been handed over", tag, MARK_SOURCE);
+        expect_mark("what has been handed over", tag, handed_over[tag]);
     expect_page("what the other session has given back", 5, 0);
 
     expect("REVERT after COMMITTED", simple(REVERT, first, 0), 0);
@@ -656,12 +705,21 @@ static void together_as_destination(uint32_t first, uint32_t second, uint32_t la
     expect("CLOSE after REVERT", simple(CLOSE, first, 0), 0);
     expect("CLOSE again", simple(CLOSE, first, 0), 0);
 
-    await("OFFER of what was given back", late, (struct info){.state = OPEN, .offered = 1});
+    await("OFFER of what was given back", late, (struct info){.state = OPEN, .offered = 9});
+    accept_reversed(late);
     expect("ACCEPT of it", one(ACCEPT, late, 1, lent_gfn(1), 0), DONE);
+    await("OFFER of one more", late, (struct info){.state = OPEN, .offered = 10});
+    expect("ACCEPT of that", one(ACCEPT, late, REVERSED_MORE, lent_gfn(REVERSED_MORE), 0), DONE);
+    expect("ACCEPT of what was left out",
+           one(ACCEPT, late, REVERSED_LATER, lent_gfn(reversed(REVERSED_LATER)), 0), DONE);
     await("CLOSE of it", late, (struct info){.state = COMMITTED, .flags = INFO_SRC_CLOSED});
     expect("REVERT after CLOSE by the source", simple(REVERT, late, 0), -EILSEQ);
     expect("ABORT after CLOSE by the source", simple(ABORT, late, 0), -EISCONN);
-    expect_session("committed for good", late, COMMITTED, 1, 0);
+    expect_session("committed for good", late, COMMITTED, 10, 0);
+    expect_mark("what was given back, then handed over", 1, 1);
+    expect_mark("what was offered later", REVERSED_MORE, REVERSED_MORE);
+    for (unsigned int tag = REVERSED_FIRST; tag <= REVERSED_LAST; tag++)
+        expect_mark("what was accepted the other way round", reversed(tag), tag);
     expect("CLOSE of it", simple(CLOSE, late, 0), 0);
 }
 
@@ -701,7 +759,7 @@ static void empty_as_source(uint32_t small, uint32_t large)
     /* It cannot be split. */
     expect_session("the other 2 MiB are copied as a whole", large, COMMITTED, PER_HUGE, PER_HUGE);
     expect_page("what came in exchange", PER_HUGE, 0);
-    expect_page("what was copied", (LENT + KEPT) * PER_HUGE, MARK_SOURCE);
+    expect_mark("what was copied", HELD_PAGE, HELD_PAGE);
     expect("CLOSE", simple(CLOSE, large, 0), 0);
 }
 
@@ -711,7 +769,7 @@ static void empty_as_destination(uint32_t small, uint32_t large)
     await("OFFER", large, (struct info){.state = OPEN, .offered = 2 * PER_HUGE});
     expect("ACCEPT of 4 KiB out of the source's 2 MiB", one(ACCEPT, large, PER_HUGE, pool_gfn[1], 0), -ENOMEM);
     expect("ACCEPT of 4 KiB into own 2 MiB", one(ACCEPT, small, 0, pool_gfn[1], 0), -ENOMEM);
-    expect_page("a frame that was not lent", PER_HUGE, MARK_SECRET);
+    expect_page("a frame that was not lent", PER_HUGE, MARK_SECRET + PER_HUGE);
     expect("ABORT", simple(ABORT, small, 0), 0);
     for (unsigned int tag = 0; tag < 2 * PER_HUGE; tag += PER_HUGE)
         expect("ACCEPT of 2 MiB", one(ACCEPT, large, tag, lent_gfn(tag), 9), DONE);
@@ -719,7 +777,7 @@ static void empty_as_destination(uint32_t small, uint32_t large)
     await("COMMIT", large, (struct info){.state = COMMITTED, .flags = INFO_SRC_CLOSED});
     expect_session("committed", large, COMMITTED, PER_HUGE, PER_HUGE);
     for (unsigned int number = 0; number < 2 * PER_HUGE; number++)
-        expect_page("what has been handed over", number, MARK_SOURCE);
+        expect_mark("what has been handed over", number, number < PER_HUGE ? HELD_PAGE + number : number);
     expect("CLOSE", simple(CLOSE, large, 0), 0);
 }
 
@@ -736,26 +794,26 @@ static uint32_t rnd(uint32_t limit)
     return (uint32_t)((random_state * 2685821657736338717UL) >> 32) % limit;
 }
 
-/* Marks that must not be seen here, wherever the frames come from. */
+/* Marks that must not be seen here, wherever the frames come from: of any page, as tags are mixed on purpose. */
 static void look(void)
 {
     for (unsigned int i = 0; i < LENT * PER_HUGE; i++)
         for (unsigned int half = 0; half < 2; half++) {
             uint64_t value = *(volatile uint64_t *)&page(i)[half * (PAGE / 16)];
 
-            if (value == (role == SOURCE ? MARK_SECRET : MARK_KEPT)) {
+            if (is_mark(value, role == SOURCE ? MARK_SECRET : MARK_KEPT)) {
                 failures++;
                 say("FAIL page %u holds the other domain's secret", i);
-                mark(i, 1, 0);
-            } else if (value && value != MARK_SOURCE && value != MARK_SECRET) {
+                page(i)[half * (PAGE / 16)] = 0;
+            } else if (value && !is_mark(value, MARK_SOURCE) && !is_mark(value, MARK_SECRET)) {
                 failures++;
                 say("FAIL page %u holds %016lx", i, (unsigned long)value);
-                mark(i, 1, 0);
+                page(i)[half * (PAGE / 16)] = 0;
             }
         }
     for (unsigned int i = LENT * PER_HUGE; i < (LENT + KEPT) * PER_HUGE; i++)
         for (unsigned int half = 0; half < 2; half++)
-            if (page(i)[half * (PAGE / 16)] != (role == SOURCE ? MARK_KEPT : MARK_SECRET)) {
+            if (page(i)[half * (PAGE / 16)] != (role == SOURCE ? MARK_KEPT : MARK_SECRET) + i) {
                 failures++;
                 say("FAIL page %u, which was never passed on, has changed", i);
                 mark(i, 1, role == SOURCE ? MARK_KEPT : MARK_SECRET);
