@@ -10,7 +10,7 @@
  *   hostile.seconds=N       how long to go on at random
  *   hostile.seed=N
  *   hostile.empty=1         instead of all that, hand memory over with no memory for page tables left
- * Waits for two sessions of 512 frames between the two, three of 1024 and one
+ * Waits for two sessions of 512 frames between the two, four of 1024 and one
  * of 1024 the other way round, one of 65536, more than either has, and a
  * channel, which is the last one, behind those of another size between each of
  * them and a third one.
@@ -42,8 +42,13 @@
 #define HYPERCALL_MEMORY_OP 12
 #define HYPERCALL_VCPU_OP   24
 #define HYPERCALL_DOMCTL    36
+#define XENMEM_DECREASE_RESERVATION 1
+#define XENMEM_POPULATE_PHYSMAP 6
 #define XENMEM_ADD_TO_PHYSMAP 7
+#define XENMEM_REMOVE_FROM_PHYSMAP 15
 #define XENMEM_ZEROCOPY_OP  29
+#define XENMAPSPACE_GRANT_TABLE 1
+#define XENMAPSPACE_GMFN    2
 #define VCPUOP_REGISTER_VCPU_INFO 10
 #define DOMID_SELF          0x7ff0
 #define START_SHIFT         6
@@ -99,8 +104,8 @@ struct privcmd_hypercall {
 static long role, seconds = 10, seed = 1, empty;
 /* Sessions: one that nobody else works on at first, the other domain's one, the channel, the last one of all. */
 static uint32_t mine, theirs, channel, last;
-/* Sessions for both to work on by turns: the three of the same direction, and the other one. */
-static uint32_t common[3], back;
+/* Sessions for both to work on by turns: the four of the same direction, and the other one. */
+static uint32_t common[4], back;
 /* A session that may have more frames than this domain has. */
 #define VAST_FRAMES 65536
 static uint32_t vast;
@@ -324,7 +329,7 @@ static void find_sessions(void)
     }
     mine = both[role - 1];
     theirs = both[2 - role];
-    if (!mine || !theirs || !common[2] || !back || !vast) {
+    if (!mine || !theirs || !common[3] || !back || !vast) {
         errno = ENOENT;
         give_up("sessions");
     }
@@ -355,15 +360,42 @@ static int one(uint32_t number, uint32_t session, uint64_t tag, uint64_t gfn, ui
 /* One that the kernel doesn't use, which has few grants. */
 #define GRANT_FRAME 3
 
-static int map_grant_table(uint64_t gfn)
+static int add_to_physmap(uint32_t space, uint64_t index, uint64_t gfn)
 {
     struct {
         uint16_t domid, size;
         uint32_t space;
         uint64_t index, gfn;
-    } map = {.domid = DOMID_SELF, .space = 1, .index = GRANT_FRAME, .gfn = gfn};
+    } map = {.domid = DOMID_SELF, .space = space, .index = index, .gfn = gfn};
 
     return hypercall(HYPERCALL_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, (uintptr_t)&map, 0);
+}
+
+static int map_grant_table(uint64_t gfn)
+{
+    return add_to_physmap(XENMAPSPACE_GRANT_TABLE, GRANT_FRAME, gfn);
+}
+
+static int remove_from_physmap(uint64_t gfn)
+{
+    struct {
+        uint16_t domid;
+        uint64_t gfn;
+    } map = {.domid = DOMID_SELF, .gfn = gfn};
+
+    return hypercall(HYPERCALL_MEMORY_OP, XENMEM_REMOVE_FROM_PHYSMAP, (uintptr_t)&map, 0);
+}
+
+/* Gives a frame up, or gets one: XENMEM_decrease_reservation, XENMEM_populate_physmap.  Returns how many it was. */
+static int change_reservation(uint32_t number, uint64_t gfn)
+{
+    struct {
+        uint64_t list, count;
+        uint32_t order, flags;
+        uint16_t domid;
+    } change = {.list = (uintptr_t)&gfn, .count = 1, .domid = DOMID_SELF};
+
+    return hypercall(HYPERCALL_MEMORY_OP, number, (uintptr_t)&change, 0);
 }
 
 static void known_to_anybody(uint32_t own)
@@ -478,6 +510,11 @@ static void known_to_source(uint32_t own)
     expect("2 MiB over it", one(OFFER, own, 0, gfn, 9), -EEXIST);
     expect("more than the session's limit", one(OFFER, own, PER_HUGE, other, 9), -ENOSPC);
     expect("COMMIT of what is not accepted", simple(COMMIT, own, 0), -ENODATA);
+    /* Until ABORT, the session has the frame that was there when it was offered. */
+    expect("OFFER of a frame to be replaced", one(OFFER, own, 1, gfn + 1, 0), DONE);
+    expect("giving it up", change_reservation(XENMEM_DECREASE_RESERVATION, gfn + 1), 1);
+    expect("another one in its place", change_reservation(XENMEM_POPULATE_PHYSMAP, gfn + 1), 1);
+    mark(1, 1, MARK_SOURCE);
     offer_shared_info(own);
     offer_without_end(vast);
 }
@@ -723,9 +760,62 @@ static void together_as_destination(uint32_t first, uint32_t second, uint32_t la
     expect("CLOSE of it", simple(CLOSE, late, 0), 0);
 }
 
+/*
+ * Each side gets rid of frames that it has lent or borrowed. The source may: the session has references to the frames,
+ * and copies what cannot be exchanged any more. The destination may not.
+ */
+#define REMOVED 32 /* the first tag, and number of both sides' pages, of four */
+
+static void removing_as_source(uint32_t session)
+{
+    for (unsigned int tag = REMOVED; tag < REMOVED + 3; tag++)
+        expect("OFFER of a frame to be removed", one(OFFER, session, tag, lent_gfn(tag), 0), DONE);
+    expect("giving up what is offered", change_reservation(XENMEM_DECREASE_RESERVATION, lent_gfn(REMOVED)), 1);
+    expect("removing what is offered", remove_from_physmap(lent_gfn(REMOVED + 1)), 0);
+    /* The other side waits for this. */
+    expect("OFFER of a frame that stays", one(OFFER, session, REMOVED + 3, lent_gfn(REMOVED + 3), 0), DONE);
+    await("ACCEPT", session, (struct info){.state = OPEN, .shared = 4});
+    expect("replacing what is lent", map_grant_table(lent_gfn(REMOVED + 2)), 0);
+
+    expect("COMMIT of frames that are not there any more", simple(COMMIT, session, 0), -EBUSY);
+    expect_session("exchanged is the one that has stayed", session, COMMITTING, 1, 0);
+    expect("COMMIT with copies", simple(COMMIT, session, F_COPY_BUSY), 0);
+    expect_session("the others are copied", session, COMMITTED, 1, 3);
+    expect_page("what came in exchange", REMOVED + 3, 0);
+    expect("CLOSE", simple(CLOSE, session, 0), 0);
+
+    expect("the grant table back in its place", map_grant_table(GRANT_GFN), 0);
+    for (unsigned int tag = REMOVED; tag < REMOVED + 3; tag++)
+        expect("other frames in place of those", change_reservation(XENMEM_POPULATE_PHYSMAP, lent_gfn(tag)), 1);
+}
+
+static void removing_as_destination(uint32_t session)
+{
+    await("OFFER", session, (struct info){.state = OPEN, .offered = 4});
+    for (unsigned int tag = REMOVED; tag < REMOVED + 3; tag++) {
+        uint64_t gfn = lent_gfn(tag);
+
+        expect("ACCEPT, whatever has become of it", one(ACCEPT, session, tag, gfn, 0), DONE);
+        expect("giving up what is borrowed", change_reservation(XENMEM_DECREASE_RESERVATION, gfn), 0);
+        expect("removing what is borrowed", remove_from_physmap(gfn), -ENOENT);
+        expect("a frame of the grant table in its place", map_grant_table(gfn), -ENXIO);
+        expect("an own frame in its place", add_to_physmap(XENMAPSPACE_GMFN, lent_gfn(REMOVED + 3), gfn), -ENXIO);
+        expect("moving what is borrowed", add_to_physmap(XENMAPSPACE_GMFN, gfn, GRANT_GFN + 1), -EINVAL);
+        expect_mark("what is still borrowed", tag, tag);
+    }
+    expect("ACCEPT of what stays", one(ACCEPT, session, REMOVED + 3, lent_gfn(REMOVED + 3), 0), DONE);
+
+    await("COMMIT", session, (struct info){.state = COMMITTED, .flags = INFO_SRC_CLOSED});
+    expect_session("committed", session, COMMITTED, 1, 3);
+    for (unsigned int tag = REMOVED; tag < REMOVED + 4; tag++)
+        expect_mark("what has been handed over", tag, tag);
+    expect("CLOSE", simple(CLOSE, session, 0), 0);
+}
+
 static void together(void)
 {
     (role == SOURCE ? together_as_source : together_as_destination)(common[0], common[1], common[2]);
+    (role == SOURCE ? removing_as_source : removing_as_destination)(common[3]);
     await("ABORT of the way back", back, (struct info){.state = ABORTED});
     expect("CLOSE of the way back", simple(CLOSE, back, 0), 0);
     mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
