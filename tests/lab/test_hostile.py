@@ -152,7 +152,7 @@ def set_up(lab, **options: int) -> None:
     bind(lab, "c", "b", memory_mb=3)
     bind(lab, "a", "c", memory_mb=3)
     bind(lab, "a", "b", memory_mb=2, count=2)
-    bind(lab, "a", "b", memory_mb=4, count=3)
+    bind(lab, "a", "b", memory_mb=4, count=4)
     bind(lab, "b", "a", memory_mb=4)
     bind(lab, "a", "b", memory_mb=256)
 

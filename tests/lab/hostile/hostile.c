@@ -10,7 +10,7 @@
  *   hostile.seconds=N       how long to go on at random
  *   hostile.seed=N
  *   hostile.empty=1         instead of all that, hand memory over with no memory for page tables left
- * Waits for two sessions of 512 frames between the two, three of 1024 and one
+ * Waits for two sessions of 512 frames between the two, four of 1024 and one
  * of 1024 the other way round, one of 65536, more than either has, and a
  * channel, which is the last one, behind those of another size between each of
  * them and a third one.
@@ -22,6 +22,7 @@
  * so a change of the interface is noticed here.
  */
 #define _GNU_SOURCE
+#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -42,10 +43,25 @@
 #define HYPERCALL_MEMORY_OP 12
 #define HYPERCALL_VCPU_OP   24
 #define HYPERCALL_DOMCTL    36
+#define XENMEM_DECREASE_RESERVATION 1
+#define XENMEM_POPULATE_PHYSMAP 6
 #define XENMEM_ADD_TO_PHYSMAP 7
+#define XENMEM_REMOVE_FROM_PHYSMAP 15
 #define XENMEM_ZEROCOPY_OP  29
+#define XENMAPSPACE_GRANT_TABLE 1
+#define XENMAPSPACE_GMFN    2
 #define VCPUOP_REGISTER_VCPU_INFO 10
+#define DOMCTL_VERSION      0x15
+#define DOMCTL_VMTRACE_OP   84
+#define DOMCTL_ZEROCOPY     91
+#define DOMCTL_ZEROCOPY_GUEST 92
+#define DOMCTL_LAST_OP      10 /* of the latter, which has the most */
 #define DOMID_SELF          0x7ff0
+#define DOMID_IO            0x7ff1
+#define DOMID_XEN           0x7ff2
+#define DOMID_INVALID       0x7ff4
+#define CPUID_HVM           0x40000004
+#define CPUID_DOMID_PRESENT (1 << 4)
 #define START_SHIFT         6
 
 enum { OFFER = 1, ACCEPT, PREPARE, COMMIT, REVERT, ABORT, QUERY, CLOSE, NOTIFY };
@@ -88,8 +104,10 @@ struct privcmd_hypercall {
 #define KEPT      1 /* huge pages that are never offered nor accepted into */
 #define HELD      1 /* huge pages of which the hypervisor has mapped something */
 #define PER_HUGE  (HUGE / PAGE)
+#define HELD_PAGE ((LENT + KEPT) * PER_HUGE)
+#define PAGES     ((LENT + KEPT + HELD) * PER_HUGE)
 
-/* What each page begins with, twice, before it has been passed around. */
+/* What each page begins with, twice, before it has been passed around: one of these, plus its number. */
 #define MARK_SOURCE  0x5245564953554f53UL
 #define MARK_KEPT    0x544550454b534921UL /* the source's, and never lent */
 #define MARK_SECRET  0x544552434553414aUL /* the destination's */
@@ -97,8 +115,8 @@ struct privcmd_hypercall {
 static long role, seconds = 10, seed = 1, empty;
 /* Sessions: one that nobody else works on at first, the other domain's one, the channel, the last one of all. */
 static uint32_t mine, theirs, channel, last;
-/* Sessions for both to work on by turns: the three of the same direction, and the other one. */
-static uint32_t common[3], back;
+/* Sessions for both to work on by turns: the four of the same direction, and the other one. */
+static uint32_t common[4], back;
 /* A session that may have more frames than this domain has. */
 #define VAST_FRAMES 65536
 static uint32_t vast;
@@ -209,9 +227,14 @@ static uint64_t *page(unsigned int number)
 static void mark(unsigned int first, unsigned int count, uint64_t value)
 {
     for (unsigned int i = first; i < first + count; i++) {
-        page(i)[0] = value;
-        page(i)[PAGE / 16] = value;
+        page(i)[0] = value + i;
+        page(i)[PAGE / 16] = value + i;
     }
+}
+
+static bool is_mark(uint64_t value, uint64_t mark)
+{
+    return value - mark < PAGES;
 }
 
 static void make_pool(void)
@@ -222,7 +245,7 @@ static void make_pool(void)
         give_up("huge pages (hugepages= on the command line)");
     mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
     mark(LENT * PER_HUGE, KEPT * PER_HUGE, role == SOURCE ? MARK_KEPT : MARK_SECRET);
-    mark((LENT + KEPT) * PER_HUGE, HELD * PER_HUGE, MARK_SOURCE);
+    mark(HELD_PAGE, HELD * PER_HUGE, MARK_SOURCE);
     for (unsigned int i = 0; i < LENT + KEPT + HELD; i++) {
         pool_gfn[i] = gfn_of(pool + i * HUGE);
         if (!pool_gfn[i] || pool_gfn[i] % PER_HUGE) {
@@ -317,7 +340,7 @@ static void find_sessions(void)
     }
     mine = both[role - 1];
     theirs = both[2 - role];
-    if (!mine || !theirs || !common[2] || !back || !vast) {
+    if (!mine || !theirs || !common[3] || !back || !vast) {
         errno = ENOENT;
         give_up("sessions");
     }
@@ -348,22 +371,101 @@ static int one(uint32_t number, uint32_t session, uint64_t tag, uint64_t gfn, ui
 /* One that the kernel doesn't use, which has few grants. */
 #define GRANT_FRAME 3
 
-static int map_grant_table(uint64_t gfn)
+static int add_to_physmap(uint32_t space, uint64_t index, uint64_t gfn)
 {
     struct {
         uint16_t domid, size;
         uint32_t space;
         uint64_t index, gfn;
-    } map = {.domid = DOMID_SELF, .space = 1, .index = GRANT_FRAME, .gfn = gfn};
+    } map = {.domid = DOMID_SELF, .space = space, .index = index, .gfn = gfn};
 
     return hypercall(HYPERCALL_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, (uintptr_t)&map, 0);
+}
+
+static int map_grant_table(uint64_t gfn)
+{
+    return add_to_physmap(XENMAPSPACE_GRANT_TABLE, GRANT_FRAME, gfn);
+}
+
+static int remove_from_physmap(uint64_t gfn)
+{
+    struct {
+        uint16_t domid;
+        uint64_t gfn;
+    } map = {.domid = DOMID_SELF, .gfn = gfn};
+
+    return hypercall(HYPERCALL_MEMORY_OP, XENMEM_REMOVE_FROM_PHYSMAP, (uintptr_t)&map, 0);
+}
+
+/* Gives a frame up, or gets one: XENMEM_decrease_reservation, XENMEM_populate_physmap.  Returns how many it was. */
+static int change_reservation(uint32_t number, uint64_t gfn)
+{
+    struct {
+        uint64_t list, count;
+        uint32_t order, flags;
+        uint16_t domid;
+    } change = {.list = (uintptr_t)&gfn, .count = 1, .domid = DOMID_SELF};
+
+    return hypercall(HYPERCALL_MEMORY_OP, number, (uintptr_t)&change, 0);
+}
+
+/* With the arguments of each of the operations of XEN_DOMCTL_zerocopy, which control domains may call. */
+static int domctl(uint32_t command, uint32_t version, uint16_t domid, uint32_t op, uint32_t session, uint16_t other)
+{
+    struct {
+        uint32_t command, version;
+        uint16_t domid, reserved[3];
+        uint32_t op, session, flags, max_frames;
+        uint16_t source, destination;
+        uint8_t rest[128];
+    } call = {
+        .command = command, .version = version, .domid = domid,
+        .op = op, .session = session, .max_frames = PER_HUGE, .destination = other,
+    };
+
+    return hypercall(HYPERCALL_DOMCTL, (uintptr_t)&call, 0, 0);
+}
+
+/* The version is looked at first, then whether there is such a domain, and only then who calls. */
+static void known_of_domctls(uint32_t session)
+{
+    static const uint32_t commands[] = {DOMCTL_VMTRACE_OP, DOMCTL_ZEROCOPY, DOMCTL_ZEROCOPY_GUEST};
+    uint32_t present, vcpu, own, unused;
+
+    __cpuid(CPUID_HVM, present, vcpu, own, unused);
+    expect("the own domain id by CPUID", !!(present & CPUID_DOMID_PRESENT), true);
+    /* The source is started first, the destination next. */
+    uint16_t other = role == SOURCE ? own + 1 : own - 1;
+    struct {
+        uint16_t domid;
+        int error;
+    } domains[] = {
+        {0, -EPERM}, {own, -EPERM}, {other, -EPERM}, {DOMID_SELF - 1, -ESRCH}, {DOMID_SELF, -ESRCH},
+        {DOMID_IO, -ESRCH}, {DOMID_XEN, -ESRCH}, {UINT16_MAX, -ESRCH},
+        /* Which stands for no domain, for those two that need not be about one. */
+        {DOMID_INVALID, -EPERM},
+    };
+
+    for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++)
+        for (size_t k = 0; k < sizeof(domains) / sizeof(*domains); k++)
+            for (uint32_t op = 0; op <= DOMCTL_LAST_OP + 1; op++) {
+                uint32_t command = commands[i];
+                uint16_t domid = domains[k].domid;
+                int error = command == DOMCTL_VMTRACE_OP && domid == DOMID_INVALID ? -ESRCH : domains[k].error;
+
+                char what[80];
+
+                snprintf(what, sizeof(what), "operation %u of domctl %u for domain %u", op, command, domid);
+                expect(what, domctl(command, DOMCTL_VERSION, domid, op, session, other), error);
+                expect("a domctl of another version",
+                       domctl(command, DOMCTL_VERSION + 1, domid, op, session, other), -EACCES);
+            }
 }
 
 static void known_to_anybody(uint32_t own)
 {
     static struct extent many[MAX_EXTENTS + 1];
     struct op op = {.op = COMMIT, .session = own, .nr_extents = 1, .extents = (uintptr_t)many};
-    uint8_t domctl[256] = {84, 0, 0, 0, 0x15};
     struct info info;
 
     expect("QUERY of no session", query(0, 0, &info), 0);
@@ -401,11 +503,7 @@ static void known_to_anybody(uint32_t own)
     expect("a frame of the grant table at a place of its own", map_grant_table(GRANT_GFN), 0);
     expect("CLOSE while open", simple(CLOSE, own, 0), -EILSEQ);
     expect("NOTIFY without channel", simple(NOTIFY, own, 0), -EPERM);
-    checks++;
-    if (hypercall(HYPERCALL_DOMCTL, (uintptr_t)domctl, 0, 0) >= 0) {
-        failures++;
-        say("FAIL a domctl was not refused");
-    }
+    known_of_domctls(own);
 }
 
 /*
@@ -471,6 +569,11 @@ static void known_to_source(uint32_t own)
     expect("2 MiB over it", one(OFFER, own, 0, gfn, 9), -EEXIST);
     expect("more than the session's limit", one(OFFER, own, PER_HUGE, other, 9), -ENOSPC);
     expect("COMMIT of what is not accepted", simple(COMMIT, own, 0), -ENODATA);
+    /* Until ABORT, the session has the frame that was there when it was offered. */
+    expect("OFFER of a frame to be replaced", one(OFFER, own, 1, gfn + 1, 0), DONE);
+    expect("giving it up", change_reservation(XENMEM_DECREASE_RESERVATION, gfn + 1), 1);
+    expect("another one in its place", change_reservation(XENMEM_POPULATE_PHYSMAP, gfn + 1), 1);
+    mark(1, 1, MARK_SOURCE);
     offer_shared_info(own);
     offer_without_end(vast);
 }
@@ -541,12 +644,32 @@ static void expect_session(const char *what, uint32_t session, int state, int ex
 
 static void expect_page(const char *what, unsigned int number, uint64_t value)
 {
+    uint64_t first = page(number)[0], second = page(number)[PAGE / 16];
+
     checks++;
-    if (page(number)[0] == value)
+    if (first == value && second == value)
         return;
     failures++;
-    say("FAIL %s: page %u holds %016lx, not %016lx", what, number, (unsigned long)page(number)[0],
-        (unsigned long)value);
+    say("FAIL %s: page %u holds %016lx and %016lx, not %016lx", what, number, (unsigned long)first,
+        (unsigned long)second, (unsigned long)value);
+}
+
+/* That a page holds what was in this page of the source. */
+static void expect_mark(const char *what, unsigned int number, unsigned int source)
+{
+    expect_page(what, number, MARK_SOURCE + source);
+}
+
+/* Tags, and numbers of the source's pages, that are accepted into pages the other way round, one of them later. */
+#define REVERSED_FIRST  16
+#define REVERSED_LAST   23
+#define REVERSED_LATER  19
+/* One that is offered later. */
+#define REVERSED_MORE   (REVERSED_LAST + 1)
+
+static unsigned int reversed(unsigned int tag)
+{
+    return REVERSED_FIRST + REVERSED_LAST - tag;
 }
 
 /*
@@ -587,7 +710,7 @@ static void together_as_source(uint32_t first, uint32_t second, uint32_t late)
     expect("COMMIT with copies", simple(COMMIT, first, F_COPY_BUSY), 0);
     expect_session("committed", first, COMMITTED, 2, 3);
     expect_page("what came in exchange", 1, 0);
-    expect_page("what was copied", 0, MARK_SOURCE);
+    expect_mark("what was copied", 0, 0);
 
     expect("COMMIT after COMMITTED", simple(COMMIT, first, 0), 0);
     expect("COMMIT with copies after COMMITTED", simple(COMMIT, first, F_COPY_BUSY), 0);
@@ -601,19 +724,41 @@ static void together_as_source(uint32_t first, uint32_t second, uint32_t late)
     await("REVERT", first, (struct info){.state = ABORTED});
     expect("COMMIT after REVERT", simple(COMMIT, first, 0), -ENOTCONN);
     expect("OFFER after REVERT", one(OFFER, first, 5, lent_gfn(5), 0), -ENOTCONN);
-    expect_page("what was given back", 1, MARK_SOURCE);
-    expect_page("what two sessions had", 3, MARK_SOURCE);
+    expect_mark("what was given back", 1, 1);
+    expect_mark("what two sessions had", 3, 3);
 
+    for (unsigned int tag = REVERSED_FIRST; tag <= REVERSED_LAST; tag++)
+        expect("OFFER of some in a row", one(OFFER, late, tag, lent_gfn(tag), 0), DONE);
     expect("OFFER of what was given back", one(OFFER, late, 1, lent_gfn(1), 0), DONE);
-    await("ACCEPT of it", late, (struct info){.state = OPEN, .shared = 1});
+    await("ACCEPT of all but one", late, (struct info){.state = OPEN, .shared = 8});
     expect("CLOSE by both", simple(CLOSE, first, 0), 0);
     expect("CLOSE of what both have closed", simple(CLOSE, first, 0), -ENOENT);
+    expect("COMMIT when one has been left out", simple(COMMIT, late, 0), -ENODATA);
+    /* The other side waits for this. */
+    expect("OFFER of one more", one(OFFER, late, REVERSED_MORE, lent_gfn(REVERSED_MORE), 0), DONE);
+    await("ACCEPT of all", late, (struct info){.state = OPEN, .shared = 10});
     expect("COMMIT of it", simple(COMMIT, late, 0), 0);
     expect("CLOSE of it", simple(CLOSE, late, 0), 0);
 }
 
+/* In one call, as those of one call are looked up first and put into place later. */
+static void accept_reversed(uint32_t session)
+{
+    static struct extent list[REVERSED_LAST - REVERSED_FIRST + 1];
+    unsigned int count = 0;
+
+    for (unsigned int tag = REVERSED_LAST; tag >= REVERSED_FIRST; tag--)
+        if (tag != REVERSED_LATER)
+            list[count++] = (struct extent){.tag = tag, .gfn = lent_gfn(reversed(tag)), .status = UNSEEN};
+    expect("ACCEPT the other way round", extents(ACCEPT, session, 0, list, count), 0);
+    for (unsigned int i = 0; i < count; i++)
+        expect("ACCEPT of each of them", list[i].status, DONE);
+}
+
 static void together_as_destination(uint32_t first, uint32_t second, uint32_t late)
 {
+    static const unsigned int handed_over[] = {0, 1, 0, 3, HELD_PAGE};
+
     await("OFFER", first, (struct info){.state = OPEN, .offered = 5});
     expect("ACCEPT into the grant table", one(ACCEPT, first, 0, GRANT_GFN, 0), -EOPNOTSUPP);
     expect("ACCEPT into the local APIC", one(ACCEPT, first, 0, APIC_GFN, 0), -EOPNOTSUPP);
@@ -629,7 +774,7 @@ static void together_as_destination(uint32_t first, uint32_t second, uint32_t la
     for (unsigned int tag = 1; tag < 5; tag++)
         expect("ACCEPT of the others", one(ACCEPT, first, tag, lent_gfn(tag), 0), DONE);
     expect("ACCEPT of the other session", one(ACCEPT, second, 3, lent_gfn(5), 0), DONE);
-    expect_page("what is borrowed", 1, MARK_SOURCE);
+    expect_mark("what is borrowed", 1, 1);
 
     await("COMMIT", first, (struct info){.state = COMMITTING});
     expect("ABORT while COMMITTING", simple(ABORT, first, 0), -EISCONN);
@@ -644,7 +789,7 @@ static void together_as_destination(uint32_t first, uint32_t second, uint32_t la
     expect("ACCEPT after COMMITTED", one(ACCEPT, first, 0, lent_gfn(0), 0), -EISCONN);
     expect("COMMIT after COMMITTED by the destination", simple(COMMIT, first, 0), -EPERM);
     for (unsigned int tag = 0; tag < 5; tag++)
-        expect_page("what has been handed over", tag, MARK_SOURCE);
+        expect_mark("what has been handed over", tag, handed_over[tag]);
     expect_page("what the other session has given back", 5, 0);
 
     expect("REVERT after COMMITTED", simple(REVERT, first, 0), 0);
@@ -656,18 +801,80 @@ static void together_as_destination(uint32_t first, uint32_t second, uint32_t la
     expect("CLOSE after REVERT", simple(CLOSE, first, 0), 0);
     expect("CLOSE again", simple(CLOSE, first, 0), 0);
 
-    await("OFFER of what was given back", late, (struct info){.state = OPEN, .offered = 1});
+    await("OFFER of what was given back", late, (struct info){.state = OPEN, .offered = 9});
+    accept_reversed(late);
     expect("ACCEPT of it", one(ACCEPT, late, 1, lent_gfn(1), 0), DONE);
+    await("OFFER of one more", late, (struct info){.state = OPEN, .offered = 10});
+    expect("ACCEPT of that", one(ACCEPT, late, REVERSED_MORE, lent_gfn(REVERSED_MORE), 0), DONE);
+    expect("ACCEPT of what was left out",
+           one(ACCEPT, late, REVERSED_LATER, lent_gfn(reversed(REVERSED_LATER)), 0), DONE);
     await("CLOSE of it", late, (struct info){.state = COMMITTED, .flags = INFO_SRC_CLOSED});
     expect("REVERT after CLOSE by the source", simple(REVERT, late, 0), -EILSEQ);
     expect("ABORT after CLOSE by the source", simple(ABORT, late, 0), -EISCONN);
-    expect_session("committed for good", late, COMMITTED, 1, 0);
+    expect_session("committed for good", late, COMMITTED, 10, 0);
+    expect_mark("what was given back, then handed over", 1, 1);
+    expect_mark("what was offered later", REVERSED_MORE, REVERSED_MORE);
+    for (unsigned int tag = REVERSED_FIRST; tag <= REVERSED_LAST; tag++)
+        expect_mark("what was accepted the other way round", reversed(tag), tag);
     expect("CLOSE of it", simple(CLOSE, late, 0), 0);
+}
+
+/*
+ * Each side gets rid of frames that it has lent or borrowed. The source may: the session has references to the frames,
+ * and copies what cannot be exchanged any more. The destination may not.
+ */
+#define REMOVED 32 /* the first tag, and number of both sides' pages, of four */
+
+static void removing_as_source(uint32_t session)
+{
+    for (unsigned int tag = REMOVED; tag < REMOVED + 3; tag++)
+        expect("OFFER of a frame to be removed", one(OFFER, session, tag, lent_gfn(tag), 0), DONE);
+    expect("giving up what is offered", change_reservation(XENMEM_DECREASE_RESERVATION, lent_gfn(REMOVED)), 1);
+    expect("removing what is offered", remove_from_physmap(lent_gfn(REMOVED + 1)), 0);
+    /* The other side waits for this. */
+    expect("OFFER of a frame that stays", one(OFFER, session, REMOVED + 3, lent_gfn(REMOVED + 3), 0), DONE);
+    await("ACCEPT", session, (struct info){.state = OPEN, .shared = 4});
+    expect("replacing what is lent", map_grant_table(lent_gfn(REMOVED + 2)), 0);
+
+    expect("COMMIT of frames that are not there any more", simple(COMMIT, session, 0), -EBUSY);
+    expect_session("exchanged is the one that has stayed", session, COMMITTING, 1, 0);
+    expect("COMMIT with copies", simple(COMMIT, session, F_COPY_BUSY), 0);
+    expect_session("the others are copied", session, COMMITTED, 1, 3);
+    expect_page("what came in exchange", REMOVED + 3, 0);
+    expect("CLOSE", simple(CLOSE, session, 0), 0);
+
+    expect("the grant table back in its place", map_grant_table(GRANT_GFN), 0);
+    for (unsigned int tag = REMOVED; tag < REMOVED + 3; tag++)
+        expect("other frames in place of those", change_reservation(XENMEM_POPULATE_PHYSMAP, lent_gfn(tag)), 1);
+}
+
+static void removing_as_destination(uint32_t session)
+{
+    await("OFFER", session, (struct info){.state = OPEN, .offered = 4});
+    for (unsigned int tag = REMOVED; tag < REMOVED + 3; tag++) {
+        uint64_t gfn = lent_gfn(tag);
+
+        expect("ACCEPT, whatever has become of it", one(ACCEPT, session, tag, gfn, 0), DONE);
+        expect("giving up what is borrowed", change_reservation(XENMEM_DECREASE_RESERVATION, gfn), 0);
+        expect("removing what is borrowed", remove_from_physmap(gfn), -ENOENT);
+        expect("a frame of the grant table in its place", map_grant_table(gfn), -ENXIO);
+        expect("an own frame in its place", add_to_physmap(XENMAPSPACE_GMFN, lent_gfn(REMOVED + 3), gfn), -ENXIO);
+        expect("moving what is borrowed", add_to_physmap(XENMAPSPACE_GMFN, gfn, GRANT_GFN + 1), -EINVAL);
+        expect_mark("what is still borrowed", tag, tag);
+    }
+    expect("ACCEPT of what stays", one(ACCEPT, session, REMOVED + 3, lent_gfn(REMOVED + 3), 0), DONE);
+
+    await("COMMIT", session, (struct info){.state = COMMITTED, .flags = INFO_SRC_CLOSED});
+    expect_session("committed", session, COMMITTED, 1, 3);
+    for (unsigned int tag = REMOVED; tag < REMOVED + 4; tag++)
+        expect_mark("what has been handed over", tag, tag);
+    expect("CLOSE", simple(CLOSE, session, 0), 0);
 }
 
 static void together(void)
 {
     (role == SOURCE ? together_as_source : together_as_destination)(common[0], common[1], common[2]);
+    (role == SOURCE ? removing_as_source : removing_as_destination)(common[3]);
     await("ABORT of the way back", back, (struct info){.state = ABORTED});
     expect("CLOSE of the way back", simple(CLOSE, back, 0), 0);
     mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
@@ -701,7 +908,7 @@ static void empty_as_source(uint32_t small, uint32_t large)
     /* It cannot be split. */
     expect_session("the other 2 MiB are copied as a whole", large, COMMITTED, PER_HUGE, PER_HUGE);
     expect_page("what came in exchange", PER_HUGE, 0);
-    expect_page("what was copied", (LENT + KEPT) * PER_HUGE, MARK_SOURCE);
+    expect_mark("what was copied", HELD_PAGE, HELD_PAGE);
     expect("CLOSE", simple(CLOSE, large, 0), 0);
 }
 
@@ -711,7 +918,7 @@ static void empty_as_destination(uint32_t small, uint32_t large)
     await("OFFER", large, (struct info){.state = OPEN, .offered = 2 * PER_HUGE});
     expect("ACCEPT of 4 KiB out of the source's 2 MiB", one(ACCEPT, large, PER_HUGE, pool_gfn[1], 0), -ENOMEM);
     expect("ACCEPT of 4 KiB into own 2 MiB", one(ACCEPT, small, 0, pool_gfn[1], 0), -ENOMEM);
-    expect_page("a frame that was not lent", PER_HUGE, MARK_SECRET);
+    expect_page("a frame that was not lent", PER_HUGE, MARK_SECRET + PER_HUGE);
     expect("ABORT", simple(ABORT, small, 0), 0);
     for (unsigned int tag = 0; tag < 2 * PER_HUGE; tag += PER_HUGE)
         expect("ACCEPT of 2 MiB", one(ACCEPT, large, tag, lent_gfn(tag), 9), DONE);
@@ -719,7 +926,7 @@ static void empty_as_destination(uint32_t small, uint32_t large)
     await("COMMIT", large, (struct info){.state = COMMITTED, .flags = INFO_SRC_CLOSED});
     expect_session("committed", large, COMMITTED, PER_HUGE, PER_HUGE);
     for (unsigned int number = 0; number < 2 * PER_HUGE; number++)
-        expect_page("what has been handed over", number, MARK_SOURCE);
+        expect_mark("what has been handed over", number, number < PER_HUGE ? HELD_PAGE + number : number);
     expect("CLOSE", simple(CLOSE, large, 0), 0);
 }
 
@@ -736,26 +943,26 @@ static uint32_t rnd(uint32_t limit)
     return (uint32_t)((random_state * 2685821657736338717UL) >> 32) % limit;
 }
 
-/* Marks that must not be seen here, wherever the frames come from. */
+/* Marks that must not be seen here, wherever the frames come from: of any page, as tags are mixed on purpose. */
 static void look(void)
 {
     for (unsigned int i = 0; i < LENT * PER_HUGE; i++)
         for (unsigned int half = 0; half < 2; half++) {
             uint64_t value = *(volatile uint64_t *)&page(i)[half * (PAGE / 16)];
 
-            if (value == (role == SOURCE ? MARK_SECRET : MARK_KEPT)) {
+            if (is_mark(value, role == SOURCE ? MARK_SECRET : MARK_KEPT)) {
                 failures++;
                 say("FAIL page %u holds the other domain's secret", i);
-                mark(i, 1, 0);
-            } else if (value && value != MARK_SOURCE && value != MARK_SECRET) {
+                page(i)[half * (PAGE / 16)] = 0;
+            } else if (value && !is_mark(value, MARK_SOURCE) && !is_mark(value, MARK_SECRET)) {
                 failures++;
                 say("FAIL page %u holds %016lx", i, (unsigned long)value);
-                mark(i, 1, 0);
+                page(i)[half * (PAGE / 16)] = 0;
             }
         }
     for (unsigned int i = LENT * PER_HUGE; i < (LENT + KEPT) * PER_HUGE; i++)
         for (unsigned int half = 0; half < 2; half++)
-            if (page(i)[half * (PAGE / 16)] != (role == SOURCE ? MARK_KEPT : MARK_SECRET)) {
+            if (page(i)[half * (PAGE / 16)] != (role == SOURCE ? MARK_KEPT : MARK_SECRET) + i) {
                 failures++;
                 say("FAIL page %u, which was never passed on, has changed", i);
                 mark(i, 1, role == SOURCE ? MARK_KEPT : MARK_SECRET);
