@@ -210,7 +210,7 @@ def test_a_receiver_that_cannot_start_the_guest_gives_it_back(fresh):
     # The first time, each side gets what it keeps.
     for source, destination in (("a", "b"), ("b", "a")):
         fresh.move(source, destination, OTHER)
-    accounts = fresh.accounts()
+    accounts = fresh.settled_accounts()
     before = fresh.lab.status(OTHER)
     with fresh.held(ACKNOWLEDGED, OTHER) as migration:
         model = f"/local/domain/$(xl domid {OTHER}--incoming)/image/device-model-pid"

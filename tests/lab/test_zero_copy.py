@@ -118,12 +118,12 @@ def test_to_and_fro_leaks_nothing_and_keeps_connections(pair):
     # Before the thirty that count: the first time, each side gets what it keeps, bookkeeping and page tables.
     for source, destination in (("a", "b"), ("b", "a")):
         pair.move(source, destination)
-    accounts = pair.accounts()
+    accounts = pair.settled_accounts()
     for _ in range(ROUNDS):
         for source, destination in (("a", "b"), ("b", "a")):
             pair.move(source, destination)
             assert pair.running_in() == [destination]
-    assert pair.accounts() == accounts
+    pair.await_accounts(accounts)
     connection.request("GET", "/status")
     after = json.loads(connection.getresponse().read())
     assert connection.sock is socket, "the connection had to be made again"
