@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import http.client
 import json
 import shlex
 import subprocess
+import threading
+import typing
 
 import pytest
 from vmbeam_lab import ansible, guests
@@ -64,10 +67,35 @@ def assert_same_owners(pair, before: dict[str, list[int]] | None) -> None:
         assert orphans == before[name][0], name
 
 
+@contextlib.contextmanager
+def asked_all_along(port: int) -> typing.Iterator[list[bytes]]:
+    """Ask a guest over and over by one connection, and yield its answers so far; fail if that breaks."""
+    answers: list[bytes] = []
+    over = threading.Event()
+    with contextlib.closing(connected(port)) as connection, concurrent.futures.ThreadPoolExecutor(1) as pool:
+
+        def ask() -> None:
+            while not over.wait(0.1):
+                connection.request("GET", "/boot_id")
+                answers.append(connection.getresponse().read())
+
+        asking = pool.submit(ask)
+        try:
+            yield answers
+        finally:
+            over.set()
+        asking.result()
+
+
 def test_the_module_tells_phases_and_pages(pair):
+    """Meanwhile a client goes on asking the guest, by one connection that is not made again."""
     before = pair.lab.status(GUEST)
-    there = pair.move("a", "b")["migration"]
-    back = pair.move("b", "a")["migration"]
+    with asked_all_along(pair.lab.machine.guests[GUEST].http_port) as answers:
+        there = pair.move("a", "b")["migration"]
+        answered = len(answers)
+        back = pair.move("b", "a")["migration"]
+    assert 0 < answered < len(answers)
+    assert len(set(answers)) == 1
     assert not guests.lost(before, pair.lab.status(GUEST))
     for migration in (there, back):
         print(json.dumps(migration))
