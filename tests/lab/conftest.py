@@ -19,7 +19,7 @@ import typing
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "lab"))
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "lab")]
 
 from vmbeam_lab import ansible, build, cli, guests, inventory, paths, topology, wait  # noqa: E402
 from vmbeam_lab.complaints import Complaints  # noqa: E402
