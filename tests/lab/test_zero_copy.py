@@ -13,7 +13,7 @@ import typing
 
 import pytest
 from vmbeam_lab import ansible, guests
-from vmbeam_lab.errors import CommandFailed, LabError, ModuleFailed
+from vmbeam_lab.errors import CommandFailed, ModuleFailed
 
 from benchmarks.meters import Meters
 
@@ -209,26 +209,34 @@ def test_to_and_fro_leaks_nothing_and_keeps_connections(pair):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("slot", "verb", "text"),
+    ("slot", "verb", "text", "where"),
     [
-        ("b", "migrate-receive", "Ready to receive"),
-        ("b", "migrate-receive", "Transfer complete"),
-        ("b", "migrate-receive", "Got permission"),
-        ("b", "migrate-receive", "Domain started"),
-        ("a", "migrate", "Ready to receive"),
-        ("a", "migrate", "Target has acknowledged"),
-        ("a", "migrate", "Giving target permission"),
-        ("a", "migrate", "Target reports successful"),
+        # Nobody commits.
+        ("b", "migrate-receive", "Ready to receive", "a"),
+        ("a", "migrate", "Ready to receive", "a"),
+        # The sender commits just after this, or does not come to that.
+        ("b", "migrate-receive", "Transfer complete", "ab"),
+        ("a", "migrate", "Target has acknowledged", "ab"),
+        # It has committed before this is said.
+        ("b", "migrate-receive", "Got permission", "b"),
+        ("b", "migrate-receive", "Domain started", "b"),
+        ("a", "migrate", "Giving target permission", "b"),
+        ("a", "migrate", "Target reports successful", "b"),
     ],
 )
-def test_xl_killed_at_any_point_loses_nothing(pair, slot, verb, text):
+def test_xl_killed_at_any_point_loses_nothing(pair, slot, verb, text, where):
+    """14: the session knows whose the guest is: there it runs, and the module says so."""
     before = pair.lab.status(GUEST)
     with pair.stand_in(slot, verb, text, "kill -KILL $child"):
         try:
             print(pair.move("a", "b")["migration"])
-        except LabError as exc:
+            told = "destination"
+        except ModuleFailed as exc:
             print(exc)
-    assert len(pair.running_in()) == 1
+            told = exc.result["location"]
+    [found] = pair.running_in()
+    assert found in where
+    assert told == {"a": "source", "b": "destination"}[found]
     assert not guests.lost(before, pair.lab.status(GUEST))
     # Wherever it is: a rerun finishes, and removes what is left.
     pair.move("a", "b")
