@@ -148,6 +148,20 @@ def test_a_guest_that_is_destroyed_half_way_is_gone_everywhere(fresh):
     assert not guests.lost(other, fresh.lab.status(OTHER))
 
 
+def test_a_guest_whose_old_copy_is_destroyed_after_the_hand_over_goes_on(fresh):
+    """2: xl destroy at the source hits what is left there, not the guest, which is the destination's by then."""
+    before = fresh.lab.all_status()
+    with fresh.held(HANDED_OVER) as migration:
+        fresh.lab.guest_dom0("a", f"timeout 60 xl destroy {GUEST}--migratedaway", timeout=90)
+    assert outcome(migration) == "moved"
+    assert fresh.running_in() == ["b"]
+    assert fresh.lab.guests_in("a") == {OTHER}
+    for guest, status in fresh.lab.all_status().items():
+        assert not guests.lost(before[guest], status)
+    fresh.move("b", "a")
+    assert fresh.running_in() == ["a"]
+
+
 def test_a_session_that_is_removed_half_way_leaves_the_guest_as_it_was(fresh):
     """16: host dom0 ends it while the sender waits for the receiver: the guest runs on, and none of it stays pinned."""
     before = fresh.lab.status(GUEST)
