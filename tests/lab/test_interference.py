@@ -213,6 +213,27 @@ def test_the_destination_dies_before_the_hand_over(fresh):
     assert not guests.lost(before, fresh.lab.status(GUEST))
 
 
+def test_the_destination_dies_after_the_hand_over(fresh):
+    """5: the guest dies with it, and the source does not run it again; nobody claims to know more. The other one lives."""
+    other = fresh.lab.status(OTHER)
+    free, size = fresh.free_mib("a"), fresh.lab.machine.guests[GUEST].memory_mb
+    with fresh.held(HANDED_OVER) as migration:
+        fresh.lab.host("xl", "destroy", fresh.name("b"))
+    assert "moved" not in outcome(migration)
+    assert migration.exception().result["location"] == "unknown"
+    assert fresh.running_in(slots=["a"]) == []
+    # What is left of it can be destroyed, if xl has not done so, and its memory is the host VM's again.
+    for name in fresh.lab.guests_in("a"):
+        if name.startswith(GUEST):
+            fresh.lab.guest_dom0("a", f"timeout 60 xl destroy {name}", timeout=90)
+    wait.until(
+        lambda: fresh.lab.guests_in("a") == {OTHER} and fresh.free_mib("a") >= free + size - 1,
+        timeout=60,
+        failure=lambda: AssertionError(f"{fresh.free_mib('a')} MiB free, {free} before; {fresh.lab.guests_in('a')}"),
+    )
+    assert not guests.lost(other, fresh.lab.status(OTHER))
+
+
 def test_the_source_dies_after_the_hand_over(fresh):
     """5: the destination starts the guest, which it has got already, by itself."""
     before = fresh.lab.status(GUEST)
