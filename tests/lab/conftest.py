@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import pathlib
 import re
@@ -346,12 +347,20 @@ class Pair:
 
     @contextlib.contextmanager
     def held(
-        self, text: str, guest: str = GUEST, *, slot: str = "a", verb: str = "migrate"
+        self,
+        text: str,
+        guest: str = GUEST,
+        *,
+        slot: str = "a",
+        verb: str = "migrate",
+        migrate: typing.Callable[[], object] | None = None,
     ) -> typing.Iterator[concurrent.futures.Future]:
         """Migrate a guest from a to b, and hold its sender, the source's xl, as soon as it says a certain thing.
 
         Or its receiver: slot b, verb migrate-receive. Yields the future of the migration; what is held goes on when
         the block ends.
+
+        :param migrate: does it, in place of the module
         """
         hold = f"kill -STOP $child; echo > {HELD}; read -r _ < {GO}; kill -CONT $child"
         self.lab.guest_dom0(slot, f"rm -f {HELD} {GO} && mkfifo {HELD} {GO}")
@@ -359,7 +368,7 @@ class Pair:
             self.stand_in(slot, verb, text, hold),
             concurrent.futures.ThreadPoolExecutor(1) as pool,
         ):
-            migration = pool.submit(self.move, "a", "b", guest)
+            migration = pool.submit(migrate or functools.partial(self.move, "a", "b", guest))
             # A fifo: this ends at the moment when the other end is written to.
             self.lab.guest_dom0(slot, f"timeout 300 cat {HELD}", timeout=330)
             assert not migration.done(), migration.exception()
