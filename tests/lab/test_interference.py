@@ -26,7 +26,7 @@ ACKNOWLEDGED = "Target has acknowledged transfer"
 HANDED_OVER = "Giving target permission to start"
 #: Pages per second that a guest's writer is told to rewrite, and has to at least.
 HIGHEST_RATE, LEAST_RATE = 10000, 2500
-#: MiB of a guest that rewrites nearly all that it can have; what is left of it is that of 128 MiB, 8 of which are rewritten.
+#: MiB of a guest, and what it rewrites: the others are as many as a guest of 128 MiB has that rewrites 8.
 LARGE, LARGE_WRITER = 320, 192
 
 
@@ -66,9 +66,9 @@ def start_anew(pair, guest: str, *edits: str) -> None:
 
 @pytest.mark.parametrize("guest", [OTHER, GUEST])
 def test_memory_that_is_rewritten_all_the_time_stays_whole(pair, guest):
-    """1: with two CPUs on one of the host VM's; three fifths of all memory, as much as Linux has left, if it is PVH.
+    """1: with two CPUs on the one of its host VM; if it is PVH, three fifths of all that it has.
 
-    What an HVM guest rewrites is in its boot disk, and remains 8 MiB.
+    How much an HVM guest rewrites is written in its boot disk: it remains 8 MiB.
     """
     if guest == GUEST:
         sizes = (f"s/^memory = .*/memory = {LARGE}/", f"s/vmbeam.mem=[0-9]*/vmbeam.mem={LARGE_WRITER}/")
@@ -214,7 +214,7 @@ def test_the_destination_dies_before_the_hand_over(fresh):
 
 
 def test_the_destination_dies_after_the_hand_over(fresh):
-    """5: the guest dies with it, and the source does not run it again; nobody claims to know more. The other one lives."""
+    """5: the guest dies with it: the source does not run it again, nobody says where it is, the other one lives."""
     other = fresh.lab.status(OTHER)
     free, size = fresh.free_mib("a"), fresh.lab.machine.guests[GUEST].memory_mb
     with fresh.held(HANDED_OVER) as migration:
