@@ -6,7 +6,7 @@ import shlex
 import subprocess
 
 import pytest
-from vmbeam_lab import guests
+from vmbeam_lab import guests, wait
 from vmbeam_lab.errors import CommandFailed
 
 pytestmark = pytest.mark.long
@@ -14,6 +14,10 @@ pytestmark = pytest.mark.long
 GUEST = "web1"
 #: Sessions that a host VM can have at a time.
 LIMIT = 32
+#: The sender has not committed yet, and the receiver waits.
+ACKNOWLEDGED = "Target has acknowledged transfer"
+#: What pkill finds them by, but not its own shell; the sender's name is that of a program behind a stand-in.
+SENDER, RECEIVER = "[x]l.real migrate", "[x]l migrate-receive"
 
 
 def bind(pair, source: str, destination: str, *options: str) -> int:
@@ -97,3 +101,55 @@ def test_what_cannot_be_is_refused_with_a_reason(pair):
             pair.lab.host("xl", *arguments)
         assert reason in failed.value.output
     assert sessions(pair) == before
+
+
+def send_signal(pair, slot: str, name: str, pattern: str) -> None:
+    pair.lab.guest_dom0(slot, f"pkill -{name} -f '{pattern}'")
+
+
+def recover(pair, slot: str, domain: str) -> str:
+    """Run xl migrate-recover in a slot's guest dom0 and return what it says; raises CalledProcessError."""
+    said = pair.lab.guest_dom0(slot, f"xl migrate-recover {domain} 2>&1", timeout=300)
+    print(said)
+    return said
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["called off", "committed"])
+def test_what_killed_programs_have_left_is_recovered(pair, committed):
+    """Both xl are killed, before or after the hand-over: the session knows whose the guest is."""
+    before = pair.lab.status(GUEST)
+    way, session = bind(pair, "a", "b", "--channel"), bind(pair, "a", "b")
+    command = f"xl migrate --zero-copy={session} -s '' {GUEST} 'exec vmbeam-channel receive {GUEST}'"
+    with pair.held(ACKNOWLEDGED, migrate=lambda: pair.lab.guest_dom0("a", command, timeout=900)) as migration:
+        if committed:
+            # The receiver does not get to start the guest.
+            send_signal(pair, "b", "STOP", RECEIVER)
+            send_signal(pair, "a", "CONT", SENDER)
+            wait.until(
+                lambda: sessions(pair)[session][3] == "committed",
+                timeout=120,
+                failure=lambda: AssertionError(f"session {session} is not committed: {sessions(pair)}"),
+            )
+        send_signal(pair, "b", "KILL", RECEIVER)
+        send_signal(pair, "a", "KILL", SENDER)
+    assert isinstance(migration.exception(), subprocess.CalledProcessError)
+    assert pair.running_in() == []
+    [left] = [name for name in pair.lab.guests_in("a") if name.startswith(GUEST)]
+    if committed:
+        with pytest.raises(subprocess.CalledProcessError) as early:
+            recover(pair, "a", left)
+        assert "hasn't started domain" in early.value.stdout
+        with pytest.raises(CommandFailed) as needed:
+            unbind(pair, session)
+        assert "migrate-recover" in needed.value.output
+        assert "has been started" in recover(pair, "b", f"{GUEST}--incoming")
+        assert "has started domain" in recover(pair, "a", left)
+        assert session not in sessions(pair)
+    else:
+        assert "has been called off" in recover(pair, "b", f"{GUEST}--incoming")
+        assert "has been called off" in recover(pair, "a", left)
+    assert pair.running_in() == ["b" if committed else "a"]
+    assert not guests.lost(before, pair.lab.status(GUEST))
+    # An aborted session may be left.
+    unbind(pair, *{way, session} & set(sessions(pair)))
+    assert not {way, session} & set(sessions(pair))

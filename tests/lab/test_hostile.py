@@ -49,39 +49,11 @@ cat "$tty" > {directory}/{name}.log 2>&1 < /dev/null &
 xl unpause {name}
 """
 
-#: Opens libxenctrl in host dom0.
-XENCTRL = """\
-import ctypes, pathlib, struct, sys
-version = pathlib.Path("/sys/hypervisor/version")
-name = ".".join((version / part).read_text().strip() for part in ("major", "minor"))
-xenctrl = ctypes.CDLL("libxenctrl.so." + name, use_errno=True)
-xenctrl.xc_interface_open.restype = ctypes.c_void_p
-handle = ctypes.c_void_p(xenctrl.xc_interface_open(None, None, 0))
-"""
-
 #: Asks to commit a session on behalf of its source, and ends successfully if that is refused as too early.
-FORCE_COMMIT = (
-    XENCTRL
-    + """\
+FORCE_COMMIT = """\
 rc = xenctrl.xc_zerocopy_force_commit(handle, ctypes.c_uint32({session}), ctypes.c_uint32(0))
 sys.exit(0 if rc == -1 and ctypes.get_errno() == {eilseq} else f"rc={{rc}}, errno={{ctypes.get_errno()}}")
 """
-)
-
-#: Prints free_pages of struct xen_sysctl_physinfo (xen/include/public/sysctl.h): nine words of 32 bits, padding and
-#: total_pages come before it.
-FREE_PAGES = (
-    XENCTRL
-    + """\
-info = ctypes.create_string_buffer(512)
-if xenctrl.xc_physinfo(handle, info):
-    sys.exit("xc_physinfo failed")
-print(struct.unpack_from("<Q", info, 48)[0])
-"""
-)
-
-#: Pages that Xen's own pools may keep of a test: 10, 4 and 2 were seen in three that followed each other.
-POOLS = 64
 
 
 def put(lab, path: pathlib.Path, target: str) -> None:
@@ -105,11 +77,6 @@ def alone(machine) -> typing.Iterator[None]:
     """Leave no host VM to the next test, whatever became of this one."""
     yield
     destroy(machine, *machine.domains())
-
-
-def free_pages(lab) -> int:
-    """Pages of 4 KiB that belong to nobody."""
-    return int(lab.host("python3", "-c", shlex.quote(FREE_PAGES)))
 
 
 def start(lab, name: str, **options: int) -> None:
@@ -166,8 +133,7 @@ def assert_no_forced_commit(lab, source: str, destination: str) -> None:
     """Host dom0 cannot hand a guest over before its source has begun to."""
     pair = {"source": f"hostile-{source}", "destination": f"hostile-{destination}"}
     [session, *_rest] = lab.module("vmbeam.xen.zero_copy_session", **pair, memory_mb=3)["sessions"]
-    script = FORCE_COMMIT.format(session=session["session"], eilseq=errno.EILSEQ)
-    lab.host("python3", "-c", shlex.quote(script))
+    lab.xenctrl(FORCE_COMMIT.format(session=session["session"], eilseq=errno.EILSEQ))
 
 
 def disturb(lab) -> None:
@@ -195,16 +161,16 @@ def destroy(lab, *names: str) -> None:
 def assert_untouched(lab, free_before: int) -> None:
     """Nothing is left of the host VMs, neither domains nor memory."""
     wait.until(
-        lambda: not lab.domains() and free_pages(lab) >= free_before - POOLS,
+        lambda: not lab.domains() and lab.free_pages() >= free_before - lab.pools,
         timeout=60,
         failure=lambda: AssertionError(
-            f"{free_before} pages were free before, now {free_pages(lab)}; domains: {lab.domains()}"
+            f"{free_before} pages were free before, now {lab.free_pages()}; domains: {lab.domains()}"
         ),
     )
 
 
 def test_misuse_is_refused_and_leaks_nothing(hostile):
-    free = free_pages(hostile)
+    free = hostile.free_pages()
     set_up(hostile, seed=1)
     assert_no_forced_commit(hostile, "c", "b")
     begin(hostile)
@@ -225,7 +191,7 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
 
 @pytest.mark.parametrize("first", ["hostile-a", "hostile-b"])
 def test_a_host_vm_dies_in_the_middle(hostile, first):
-    free = free_pages(hostile)
+    free = hostile.free_pages()
     set_up(hostile, seed=2)
     begin(hostile)
     await_lines(hostile, r"HOSTILE CHECKED", *PAIR, timeout=600)
@@ -241,7 +207,7 @@ def test_a_host_vm_dies_in_the_middle(hostile, first):
 
 def test_an_empty_pool_for_page_tables_does_no_harm(hostile):
     """10: two host VMs use up what they have for page tables; what must be split then fails, or is copied."""
-    free = free_pages(hostile)
+    free = hostile.free_pages()
     set_up(hostile, empty=1)
     begin(hostile)
     for name, end in await_lines(hostile, r"HOSTILE DONE checks=(\d+) failures=(\d+)", *PAIR, timeout=600).items():
