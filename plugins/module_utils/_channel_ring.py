@@ -137,17 +137,19 @@ class _Ring:
 
     def _pieces(self, index: int, length: int) -> tuple[memoryview, ...]:
         start = index % self._size
-        first = min(length, self._size - start)
-        pieces = (self._data[start : start + first], self._data[: length - first])
-        return pieces if length > first else pieces[:1]
+        over = start + length - self._size
+        if over <= 0:
+            return (self._data[start : start + length],)
+        return (self._data[start:], self._data[:over])
 
     def _check(self, header: bytes, index: int, length: int) -> int:
         """The checksum of a header, without the checksum in it, and of the payload at an index."""
         check = zlib.crc32(header)  # of 16 bytes; the seed of the rest
         start = index % self._size
-        first = min(length, self._size - start)
-        check = self._xxh64(self._start + start, first, check)
-        return self._xxh64(self._start, length - first, check) if length > first else check
+        over = start + length - self._size
+        if over <= 0:
+            return self._xxh64(self._start + start, length, check)
+        return self._xxh64(self._start, over, self._xxh64(self._start + start, length - over, check))
 
     def _between(self, low: int, high: int) -> int:
         if not 0 <= high - low <= self._size:
@@ -209,21 +211,23 @@ class Reader(_Ring):
 
     def next(self) -> Frame | None:
         """The oldest frame, which stays there until release(), or None; raises ProtocolError."""
-        available = self._between(self._index, self._words[self._produced_at])
+        index = self._index
+        available = self._between(index, self._words[self._produced_at])
         if not available:
             return None
-        if available < _HEADER.size:
+        if available < _LINE:
             raise ProtocolError("Half a header was sent.")
-        (place,) = self._pieces(self._index, _HEADER.size)
-        header = bytes(place)
+        start = index % self._size
+        header = bytes(self._data[start : start + _LINE])
         kind, zero, stream, length, sequence, zero_too, check = _HEADER.unpack(header)
-        if zero or zero_too or length > LIMIT or _frame_size(length) > available or sequence != self._sequence:
+        size = _frame_size(length)
+        if zero or zero_too or length > LIMIT or size > available or sequence != self._sequence:
             raise ProtocolError(f"A bad header was sent: {header.hex()}.")
-        found = self._check(header[:_CHECKED], self._index + _HEADER.size, length)
+        payload = self._pieces(start + _LINE, length)
+        found = self._check(header[:_CHECKED], start + _LINE, length)
         if found != check:
             raise ProtocolError(f"Frame {sequence} has checksum {found:016x}, not {check:016x}.")
-        payload = self._pieces(self._index + _HEADER.size, length)
-        self._length = _frame_size(length)
+        self._length = size
         return Frame(kind, stream, length, payload)
 
     def ask(self) -> bool:
