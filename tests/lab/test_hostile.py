@@ -174,9 +174,9 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
     set_up(hostile, seed=1)
     assert_no_forced_commit(hostile, "c", "b")
     begin(hostile)
-    for match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=600).values():
+    for name, match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=600).items():
         assert int(match[1]) > 50
-        assert match[2] == "0"
+        assert match[2] == "0", log_of(hostile, name)
     disturb(hostile)
     ends = await_lines(hostile, r"HOSTILE DONE .*", *PAIR, timeout=SECONDS + 120)
     print(*(f"{name}: {end[0]}" for name, end in ends.items()), sep="\n")

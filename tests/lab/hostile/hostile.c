@@ -432,7 +432,7 @@ static void known_of_domctls(uint32_t session)
     static const uint32_t commands[] = {DOMCTL_VMTRACE_OP, DOMCTL_ZEROCOPY, DOMCTL_ZEROCOPY_GUEST};
     uint32_t present, vcpu, own, unused;
 
-    __cpuid(CPUID_HVM, present, vcpu, own, unused);
+    __cpuid_count(CPUID_HVM, 0, present, vcpu, own, unused);
     expect("the own domain id by CPUID", !!(present & CPUID_DOMID_PRESENT), true);
     /* The source is started first, the destination next. */
     uint16_t other = role == SOURCE ? own + 1 : own - 1;
