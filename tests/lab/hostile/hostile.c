@@ -8,6 +8,7 @@
  * Options on the kernel's command line, all numbers:
  *   hostile.role=1|2        source or destination (XEN_ZEROCOPY_ROLE_*); 0: does nothing
  *   hostile.seconds=N       how long to go on at random
+ *   hostile.commit=1        up to five times as long, until a session has been committed
  *   hostile.seed=N
  *   hostile.empty=1         instead of all that, hand memory over with no memory for page tables left
  * Waits for two sessions of 512 frames between the two, four of 1024 and one
@@ -112,7 +113,7 @@ struct privcmd_hypercall {
 #define MARK_KEPT    0x544550454b534921UL /* the source's, and never lent */
 #define MARK_SECRET  0x544552434553414aUL /* the destination's */
 
-static long role, seconds = 10, seed = 1, empty;
+static long role, seconds = 10, seed = 1, empty, commit;
 /* Sessions: one that nobody else works on at first, the other domain's one, the channel, the last one of all. */
 static uint32_t mine, theirs, channel, last;
 /* Sessions for both to work on by turns: the four of the same direction, and the other one. */
@@ -167,6 +168,7 @@ static void read_options(void)
         {"seconds", &seconds},
         {"seed", &seed},
         {"empty", &empty},
+        {"commit", &commit},
     };
     char line[4096];
     FILE *file = fopen("/proc/cmdline", "r");
@@ -1079,7 +1081,7 @@ static void at_random(void)
     bool used = true;
 
     random_state = (uint64_t)seed * 0x9e3779b97f4a7c15UL + role;
-    while (now() < end) {
+    while (now() < end || (commit && !ends[COMMITTED] && now() < end + 4 * seconds)) {
         uint32_t session = 0, orderly = newest();
         struct info info, after;
 
