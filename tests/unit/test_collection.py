@@ -33,6 +33,17 @@ def test_action_group_has_all_modules():
     assert sorted(runtime["action_groups"]["all"]) == MODULES
 
 
+def documented(module: Any) -> dict[str, Any]:
+    """DOCUMENTATION with the options of the fragments that it extends."""
+    written = yaml.safe_load(module.DOCUMENTATION)
+    for name in written["extends_documentation_fragment"]:
+        file, _, section = name.removeprefix("vmbeam.xen.").partition(".")
+        fragment = importlib.import_module(f"ansible_collections.vmbeam.xen.plugins.doc_fragments.{file}")
+        text = getattr(fragment.ModuleDocFragment, section.upper() or "DOCUMENTATION")
+        written["options"] |= yaml.safe_load(text).get("options", {})
+    return written
+
+
 def option(text: dict[str, Any]) -> dict[str, Any]:
     """What an option of DOCUMENTATION says that its argument_spec says too."""
     result = {key: text[key] for key in ("type", "choices", "default", "elements", "required") if key in text}
@@ -64,7 +75,7 @@ def test_documentation_is_the_argument_spec(name, monkeypatch):
     with pytest.raises(Stop):
         module.main()
     assert basic.AnsibleModule is not capture
-    written = yaml.safe_load(module.DOCUMENTATION)
+    written = documented(module)
     assert written["module"] == name
     assert {key: option(text) for key, text in written["options"].items()} == {
         key: argument(spec) for key, spec in seen["argument_spec"].items()
@@ -75,7 +86,7 @@ def test_documentation_is_the_argument_spec(name, monkeypatch):
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_and_returns_are_complete(name):
     module = importlib.import_module(f"ansible_collections.vmbeam.xen.plugins.modules.{name}")
-    known = yaml.safe_load(module.DOCUMENTATION)["options"]
+    known = documented(module)["options"]
     for example in yaml.safe_load(module.EXAMPLES):
         arguments = example.get(f"vmbeam.xen.{name}", {}) or {}
         assert set(arguments) <= set(known)
