@@ -289,6 +289,10 @@ class Pair:
         """Return what the guest hypervisor of a slot has free."""
         return int(re.search(r"free_memory\s*: (\d+)", self.lab.guest_dom0(slot, "xl info"))[1])
 
+    def free_pages(self, slot: str) -> int:
+        """Return the pages of 4 KiB that the guest hypervisor of a slot has free."""
+        return int(self.lab.guest_dom0(slot, with_xenctrl(FREE_PAGES)))
+
     def accounts(self) -> Accounts:
         """Return what all three hypervisors say of who owns how much memory."""
         said = {

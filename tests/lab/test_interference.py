@@ -28,6 +28,8 @@ HANDED_OVER = "Giving target permission to start"
 HIGHEST_RATE, LEAST_RATE = 10000, 2500
 #: MiB of a guest, and what it rewrites: the others are as many as a guest of 128 MiB has that rewrites 8.
 LARGE, LARGE_WRITER = 320, 192
+#: Pages that a guest hypervisor may keep of its first migration, far fewer than any guest has.
+BOOKKEEPING = 512
 
 
 @pytest.fixture
@@ -54,6 +56,13 @@ def log_of(migration: concurrent.futures.Future) -> str:
     log = "\n".join(error.result["migration"]["log_tail"])
     print(log)
     return log
+
+
+def assert_free(pair, slot: str, before: int) -> None:
+    """Nothing of a guest is left in a slot, which had so many pages free before."""
+    kept = before - pair.free_pages(slot)
+    print(f"{slot} has kept {kept} pages")
+    assert kept <= BOOKKEEPING
 
 
 def start_anew(pair, guest: str, *edits: str) -> None:
@@ -137,14 +146,14 @@ def test_a_guest_that_gives_memory_back_meanwhile_loses_none(fresh):
 
 def test_a_guest_that_is_destroyed_half_way_is_gone_everywhere(fresh):
     """2: xl destroy at the source, while the destination has the guest's memory too, ends the migration first."""
-    free = fresh.free_mib("b")
+    free = fresh.free_pages("b")
     other = fresh.lab.status(OTHER)
     with fresh.held(SUSPENDED) as migration:
         fresh.lab.guest_dom0("a", f"timeout 60 xl destroy {GUEST}", timeout=90)
     assert "moved" not in outcome(migration)
     assert fresh.lab.guests_in("a") == {OTHER}
     assert fresh.lab.guests_in("b") == set()
-    assert fresh.free_mib("b") == free
+    assert_free(fresh, "b", free)
     assert not guests.lost(other, fresh.lab.status(OTHER))
 
 
@@ -251,7 +260,7 @@ def test_the_source_dies_after_the_hand_over(fresh):
 
 def test_the_source_dies_before_the_hand_over(fresh):
     """5: the guest is lost with it; the destination must not run half of it, and gets its own memory back."""
-    free = fresh.free_mib("b")
+    free = fresh.free_pages("b")
     with fresh.held(SUSPENDED) as migration:
         fresh.lab.host("xl", "destroy", fresh.name("a"))
         wait.until(
@@ -261,7 +270,7 @@ def test_the_source_dies_before_the_hand_over(fresh):
             interval=2,
         )
     assert "moved" not in outcome(migration)
-    assert fresh.free_mib("b") == free
+    assert_free(fresh, "b", free)
 
 
 def test_a_receiver_that_cannot_start_the_guest_gives_it_back(fresh):
@@ -291,7 +300,7 @@ def test_a_receiver_that_cannot_start_the_guest_gives_it_back(fresh):
 
 def test_a_commit_that_is_refused_leaves_the_guest_at_the_source(fresh):
     """6: the destination destroys what it has received, which ends the session, just before the sender commits."""
-    free = fresh.free_mib("b")
+    free = fresh.free_pages("b")
     before = fresh.lab.status(GUEST)
     with fresh.held(ACKNOWLEDGED) as migration:
         fresh.lab.guest_dom0("b", f"timeout 60 xl destroy {GUEST}--incoming", timeout=90)
@@ -299,7 +308,7 @@ def test_a_commit_that_is_refused_leaves_the_guest_at_the_source(fresh):
     assert "Unable to commit zero-copy session" in log_of(migration)
     assert fresh.running_in() == ["a"]
     assert fresh.lab.guests_in("b") == set()
-    assert fresh.free_mib("b") == free
+    assert_free(fresh, "b", free)
     assert not guests.lost(before, fresh.lab.status(GUEST))
     fresh.move("a", "b")
     assert fresh.running_in() == ["b"]
