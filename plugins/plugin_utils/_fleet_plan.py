@@ -26,7 +26,7 @@ SCHEMA = 1
 #: What becomes of a machine.
 OUTCOMES = ("rejuvenate", "resume", "fresh", "left_out", "refused", "failed", "not_reached")
 #: What may make a plan one that a pipeline does not accept.
-OBJECTIONS = ("refused", "stop", "left_out", "unknown_time")
+OBJECTIONS = ("refused", "stop", "left_out", "unknown_time", "unknown_guest")
 _ACTIONS = ("rejuvenate", "resume")
 _MOVING = "move"
 # What the parts of a run note of a machine.
@@ -111,6 +111,7 @@ def fleet_plan(
                 one["machine"] for one in machines if one["outcome"] in _ACTIONS and one["seconds"] is None
             ],
         },
+        "unknown_guests": _unknown_guests([facts.get("rejuvenate_plan") or {} for facts in noted.values()]),
         "batches": parts,
         "machines": machines,
     }
@@ -138,6 +139,10 @@ def plan_text(plan: Mapping[str, Any]) -> list[str]:
     lines += [f"Would not begin: {obstacle}" for obstacle in plan["obstacles"]]
     if budget["reason"]:
         lines.append(f"Would stop after batch {budget['stops_after_batch']}: {budget['reason']}")
+    lines += [
+        f"Named in {', '.join(one['variables'])}, but on none of these machines: guest {one['guest']}"
+        for one in plan["unknown_guests"]
+    ]
     batches = [
         {
             **batch,
@@ -169,7 +174,7 @@ def objections(plan: Mapping[str, Any], kinds: Any) -> list[str]:
 
     refused: the run would not begin, or machines would fail; stop: the failure budget would stop it before its last
     batch; left_out: machines that were chosen would be left alone though they are not fresh; unknown_time: it is not
-    known how long it takes.
+    known how long it takes; unknown_guest: a variable names a guest that no machine has.
 
     :raises ValueError: a kind is not one of OBJECTIONS
     """
@@ -195,6 +200,10 @@ def objections(plan: Mapping[str, Any], kinds: Any) -> list[str]:
     unknown = plan["totals"]["machines_of_unknown_time"]
     if unknown:
         found["unknown_time"].append(f"No earlier run tells how long it takes: {_named(unknown)}")
+    found["unknown_guest"] += [
+        f"{', '.join(one['variables'])} names guest {one['guest']}, which is on none of these machines"
+        for one in plan["unknown_guests"]
+    ]
     return [sentence for kind in OBJECTIONS if kind in wanted for sentence in found[kind]]
 
 
@@ -267,6 +276,16 @@ def _guest(guest: Mapping[str, Any], plan: Mapping[str, Any], figures: Mapping[s
         "seconds": own.get("seconds"),
         "downtime_seconds": own.get("downtime_seconds"),
     }
+
+
+def _unknown_guests(plans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the guests that variables of some machine name and that no machine has: each with these variables."""
+    here = {guest["name"] for plan in plans for guest in plan.get("guests") or []}
+    naming: dict[str, set[str]] = {}
+    for plan in plans:
+        for one in plan.get("unknown_guests") or []:
+            naming.setdefault(one["guest"], set()).update(one["variables"])
+    return [{"guest": name, "variables": sorted(naming[name])} for name in sorted(naming) if name not in here]
 
 
 def _moving(machines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -33,7 +33,10 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils._preflight import (
 )
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._restart import missing, none_runs
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._strategy import choose, settled_strategy
-from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, or_unknown, text_table
+from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, listed, or_unknown, text_table
+
+#: A machine names no more guests than this that are not on it; beyond, the variables are those of many machines.
+_MAX_UNKNOWN = 20
 
 
 def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -48,8 +51,14 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     - resume: both host VMs run because an earlier run was cut; finish it
     - impossible: it is not known which host VM to move from or to; `problems` says why
 
-    A plan whose `problems` is not empty must not be carried out.
+    A plan whose `problems` is not empty must not be carried out. `unknown_guests` are those that the options name
+    but the machine does not have.
     """
+    plan = _decide(observed, settings)
+    return dict(plan, unknown_guests=_unknown_guests(plan, observed, settings))
+
+
+def _decide(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     slots = {slot: slot_view(slot, observed, settings) for slot in SLOTS}
     existing = [slot for slot in SLOTS if slots[slot]["exists"]]
     plan: dict[str, Any] = {
@@ -176,6 +185,39 @@ def freshness(slot: dict[str, Any], observed: dict[str, Any], settings: dict[str
     return True, f"{label} is fresh: {duration(age)} old, limit {duration(limit)}, current golden image"
 
 
+def _unknown_guests(plan: dict[str, Any], observed: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the guests that options name but the machine does not have, each with the `variables` that name it.
+
+    A gate or a probe of such a guest is never asked, which only a person can tell from a slip of the pen: the variables
+    may be those of a group of machines. None if they name too many for that, or if a host VM does not tell its guests.
+    """
+    views = [slot_view(slot, observed, settings) for slot in SLOTS]
+    if not plan["source"] or any(view["exists"] and not view["reachable"] for view in views):
+        return []
+    # One that does not run has its configuration there.
+    known = {guest["name"] for guest in plan["guests"]}
+    known |= {name_in(file["content"]) for view in views for file in view["configurations"]}
+    gates = settings.get("gates") or []
+    naming = {
+        "vmbeam_guest_strategies": settings.get("guest_strategies") or {},
+        "vmbeam_guest_unmovable_policies": settings.get("guest_unmovable_policies") or {},
+        "vmbeam_pinned_guests": settings.get("pinned_guests") or [],
+        "vmbeam_guest_probes": settings.get("guest_probes") or {},
+        "vmbeam_gates": [gate["guest"] for gate in gates if gate.get("guest")],
+        "vmbeam_anti_affinity": [
+            name for group in settings.get("anti_affinity") or [] for name in listed(group.get("guests"))
+        ],
+        "vmbeam_guest_labels": settings.get("guest_labels") or {},
+    }
+    unknown = {str(name) for names in naming.values() for name in names} - known
+    if len(unknown) > _MAX_UNKNOWN:
+        return []
+    return [
+        {"guest": name, "variables": [variable for variable, names in naming.items() if name in names]}
+        for name in sorted(unknown)
+    ]
+
+
 def describe(plan: dict[str, Any]) -> list[str]:
     """Return the plan as lines for a person."""
     lines = [f"{plan['machine']}: {plan['action']}: {plan['reason']}"]
@@ -196,6 +238,9 @@ def describe(plan: dict[str, Any]) -> list[str]:
             for guest in plan["guests"]
             if guest.get("strategy_reason") and not guest["strategy_reason"].startswith("set for ")
         ]
+    if plan["unknown_guests"]:
+        named = (f"{one['guest']} ({', '.join(one['variables'])})" for one in plan["unknown_guests"])
+        lines += ["", f"Named, but not on this machine: {', '.join(named)}"]
     if plan["steps"]:
         lines += ["", *(f"  {number}. {step}" for number, step in enumerate(plan["steps"], 1))]
         lines += ["", _estimate_text(plan["estimate"])]

@@ -189,3 +189,19 @@ def test_labels_that_leave_a_machine_out_are_named():
 def test_what_is_not_accepted_has_a_name():
     with pytest.raises(AnsibleFilterError, match="vmbeam_plan_fail_on: nonsense is not one of refused, stop"):
         FILTERS["rolling_plan_objections"](fleet([], {}), "refused,nonsense")
+
+
+def test_a_guest_that_a_gate_names_and_no_machine_has_is_told():
+    gates = [{"name": "up", "guest": "wbe1", "command": ["true"]}, {"name": "all", "command": ["true"]}]
+    # The guest of the other machine is known to the run, if not to this one.
+    first = machine("m1", gates=gates, guest_probes={"db1": {"url": "http://192.0.2.7"}})
+    second = machine("m2")
+    second["rejuvenate_plan"]["guests"][0]["name"] = "db1"
+    assert [one["guest"] for one in first["rejuvenate_plan"]["unknown_guests"]] == ["db1", "wbe1"]
+    made = fleet([["m1", "m2"]], {"m1": first, "m2": second})
+    assert made["unknown_guests"] == [{"guest": "wbe1", "variables": ["vmbeam_gates"]}]
+    assert "Named in vmbeam_gates, but on none of these machines: guest wbe1" in FILTERS["rolling_plan_text"](made)
+    assert FILTERS["rolling_plan_objections"](made, "unknown_guest") == [
+        "vmbeam_gates names guest wbe1, which is on none of these machines"
+    ]
+    assert FILTERS["rolling_plan_objections"](made, "refused") == []

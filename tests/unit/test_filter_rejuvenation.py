@@ -40,6 +40,24 @@ class TestAction:
         ]
         assert made["guests"][0]["disks"][0]["path"] == "/guests/web1-root.raw"
 
+    def test_guests_that_options_name_and_the_machine_lacks_are_told(self):
+        anti_affinity = [{"name": "web", "guests": ["web1", "web2"]}, {"name": "db", "label": "db"}]
+        made = plan(observe(), pinned_guests=["web2", "off1"], anti_affinity=anti_affinity, guest_labels={"web1": "db"})
+        assert made["unknown_guests"] == [
+            {"guest": "off1", "variables": ["vmbeam_pinned_guests"]},
+            {"guest": "web2", "variables": ["vmbeam_pinned_guests", "vmbeam_anti_affinity"]},
+        ]
+        text = "Named, but not on this machine: off1 (vmbeam_pinned_guests), web2 ("
+        assert any(line.startswith(text) for line in FILTERS["rejuvenation_plan_text"](made))
+        # One that is shut down has its configuration there.
+        stopped = dict(
+            dom0(guest("web1")), configurations=[{"path": "/etc/xen/guests/off1.cfg", "content": 'name="off1"'}]
+        )
+        assert not plan(observe(guest_dom0s={"a": stopped}), pinned_guests=["off1"])["unknown_guests"]
+        # Those of a group of machines tell nothing, and neither does a dom0 that does not answer.
+        assert not plan(observe(), pinned_guests=[f"x{number}" for number in range(21)])["unknown_guests"]
+        assert not plan(observe(guest_dom0s={"a": SILENT}), pinned_guests=["web2"])["unknown_guests"]
+
     def test_fresh_host_vm_is_left_alone(self):
         made = plan(observe(host_vms=[host_vm("a", created=age(2 * 3600))]))
         assert made["action"] == "skip"
