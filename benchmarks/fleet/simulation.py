@@ -420,7 +420,7 @@ def _aging_info(_state: State, _place: str, _arguments: Answer) -> Answer:
 
 
 def _zero_copy_info(_state: State, _place: str, _arguments: Answer) -> Answer:
-    return {"capable": True, "sessions": []}
+    return {"capable": True, "channel_version": 3, "sessions": []}
 
 
 _MODULES: dict[str, typing.Callable[[State, str, Answer], Answer]] = {

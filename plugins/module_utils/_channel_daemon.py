@@ -37,6 +37,7 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._channel_measure import
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_pages import Interrupt, Pages
 from ansible_collections.vmbeam.xen.plugins.module_utils._channel_ring import (
     PAGE,
+    VERSION,
     ProtocolError,
     Reader,
     Writer,
@@ -435,7 +436,7 @@ class Daemon:
 
     async def _serve_client(self, request: dict[str, Any], fds: list[int], connection: socket.socket) -> dict[str, Any]:
         if request.get("command") == "status":
-            return {"channels": [channel.status() for channel in self._channels.values()]}
+            return {"version": VERSION, "channels": [channel.status() for channel in self._channels.values()]}
         if request.get("command") == "measure":
             return await self._measure(request, connection)
         if len(fds) != 3:

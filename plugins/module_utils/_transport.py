@@ -8,11 +8,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 
 from ansible_collections.vmbeam.xen.plugins.module_utils import _process, _tcp_relay
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import VmbeamError
 from ansible_collections.vmbeam.xen.plugins.module_utils._parse import Domain
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import QUICK, domains
 
@@ -42,6 +44,16 @@ def channel_rune(guest: str, session: int | None) -> str:
 def channel_domains(session: int | None) -> list[Domain]:
     """The domains of the other host VM, except Domain-0; raises CommandError and its siblings."""
     return domains(_process.run(_channel("list", session=session), QUICK).check().stdout)
+
+
+def channel_version() -> int | None:
+    """Which version of the channel this host VM speaks; None if its daemon does not tell."""
+    try:
+        answer = json.loads(_process.run(_channel("status", session=None), QUICK).check().stdout)
+    except (VmbeamError, ValueError):
+        return None
+    version = answer.get("version")
+    return version if isinstance(version, int) else None
 
 
 def _channel(*arguments: str, session: int | None) -> list[str]:

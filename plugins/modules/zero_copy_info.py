@@ -46,6 +46,13 @@ capable:
   returned: success
   type: bool
   sample: true
+channel_version:
+  description: >-
+    The version of the channel that the daemon of this guest dom0 speaks; null if none tells, and in a host dom0. Two
+    host VMs can have a channel only if theirs are the same.
+  returned: success
+  type: int
+  sample: 3
 sessions:
   description:
     - The sessions by number, frames being of 4 KiB.
@@ -89,6 +96,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module
+from ansible_collections.vmbeam.xen.plugins.module_utils._transport import channel_version
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
 from ansible_collections.vmbeam.xen.plugins.module_utils._zerocopy import (
     GuestSessions,
@@ -102,11 +110,12 @@ def body(_module: AnsibleModule) -> dict[str, Any]:
     try:
         require_capable()
     except Unsupported:
-        return {"changed": False, "capable": False, "sessions": _of_the_machine()}
+        return {"changed": False, "capable": False, "channel_version": None, "sessions": _of_the_machine()}
     with GuestSessions() as guest_sessions:
         return {
             "changed": False,
             "capable": True,
+            "channel_version": channel_version(),
             "sessions": [
                 {**session.as_dict(), "source_name": None, "destination_name": None} for session in guest_sessions.all()
             ],

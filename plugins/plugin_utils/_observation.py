@@ -39,6 +39,7 @@ def slot_view(slot: str, observed: dict[str, Any], settings: dict[str, Any]) -> 
         "hypervisor": dom0.get("hypervisor") or {},
         "configurations": dom0.get("configurations") or [],
         "zero_copy": dom0.get("zero_copy"),
+        "channel_version": dom0.get("channel_version"),
     }
 
 

@@ -72,6 +72,7 @@ def _decide(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         "idle_disks": [],
         "steps": [],
         "estimate": None,
+        "zero_copy_transport": _transport(settings),
         "unrecorded_run": False,
         "problems": [],
     }
@@ -141,6 +142,11 @@ def confirm_plan(plan: dict[str, Any], observed: dict[str, Any], settings: dict[
     if not problems:
         problems = destination_problems(confirmed, source["hypervisor"], destination["hypervisor"])
     confirmed["problems"] = problems + guest_problems(confirmed, observed) + _late_skips(confirmed)
+    differ = _channels_differ(source, destination)
+    if settings.get("zero_copy_transport") == "auto" and differ:
+        confirmed["zero_copy_transport"] = "ssh"
+        if any(guest["strategy"] == "zero_copy" for guest in confirmed["guests"]):
+            confirmed["changes"].append(f"what is not memory goes by ssh: {differ}")
     before = {guest["name"]: guest for guest in plan["guests"]}
     after = {guest["name"]: guest for guest in confirmed["guests"]}
     confirmed["changes"] += [f"guest {name} is gone" for name in before.keys() - after.keys()]
@@ -152,6 +158,22 @@ def confirm_plan(plan: dict[str, Any], observed: dict[str, Any], settings: dict[
                 f"guest {name}: {guest['step']} ({guest['strategy']}), {guest['strategy_reason']}"
             )
     return confirmed
+
+
+def _transport(settings: Mapping[str, Any]) -> str:
+    """Return how what is not memory is to go by zero-copy, as long as the destination has not told of its channel."""
+    wanted = settings.get("zero_copy_transport") or "auto"
+    return "channel" if wanted == "auto" else wanted
+
+
+def _channels_differ(source: Mapping[str, Any], destination: Mapping[str, Any]) -> str:
+    """Return why no channel can come up between two host VMs, empty if one may, or if one of them does not tell."""
+    versions = [view["channel_version"] for view in (source, destination)]
+    if None in versions or len(set(versions)) == 1:
+        return ""
+    return " and ".join(
+        f"the channel of {view['name']} is of version {view['channel_version']}" for view in (source, destination)
+    )
 
 
 def kept_by_guests(plan: Mapping[str, Any]) -> bool:

@@ -219,7 +219,7 @@ def test_choices_of_the_roles_are_what_modules_filters_and_tasks_accept():
         "skip_host",
         "leave_and_skip",
     }
-    assert choices["rejuvenate_zero_copy_transport"] == transports
+    assert choices["rejuvenate_zero_copy_transport"] == transports | {"auto"}
     assert choices["rejuvenate_transport"] == transports - {"channel"}
     assert choices["rolling_order"] == set(_rolling.ORDERS)
     assert choices["rolling_plan_fail_on"] == set(_fleet_plan.OBJECTIONS)

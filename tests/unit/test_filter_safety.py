@@ -229,6 +229,33 @@ class TestConfirmation:
         refused = self.confirm(plan(observe()), dom0(guest("web1")), dom0(zero_copy=False), strategy="zero_copy")
         assert problems(refused) == ["zero-copy"]
 
+    @pytest.mark.parametrize(
+        ("wanted", "versions", "transport"),
+        [
+            ("auto", (3, 3), "channel"),
+            ("auto", (3, 4), "ssh"),
+            # Its daemon may be about to start.
+            ("auto", (3, None), "channel"),
+            ("channel", (3, 4), "channel"),
+            ("tcp", (3, 4), "tcp"),
+        ],
+    )
+    def test_host_vms_whose_channels_differ_have_none(self, wanted, versions, transport):
+        settings = {"strategy": "zero_copy", "zero_copy_transport": wanted}
+        made = plan(observe(), **settings)
+        assert made["zero_copy_transport"] == ("tcp" if wanted == "tcp" else "channel")
+        source, destination = dom0(guest("web1"), channel_version=versions[0]), dom0(channel_version=versions[1])
+        confirmed = self.confirm(made, source, destination, **settings)
+        assert confirmed["zero_copy_transport"] == transport
+        told = "goes by ssh: the channel of m1-a is of version 3 and the channel of m1-b is of version 4"
+        assert [told in change for change in confirmed["changes"]] == ([True] if transport == "ssh" else [])
+        assert not confirmed["problems"]
+
+    def test_how_zero_copy_would_go_is_not_told_where_it_is_not_used(self):
+        settings = {"strategy": "precopy", "zero_copy_transport": "auto"}
+        pair = dom0(guest("web1"), channel_version=3), dom0(channel_version=4)
+        assert not self.confirm(plan(observe(), **settings), *pair, **settings)["changes"]
+
     def test_guests_that_came_and_went(self):
         confirmed = self.confirm(plan(observe()), dom0(guest("new1", disks=[])), dom0())
         assert confirmed["changes"] == ["guest web1 is gone", "guest new1 is new: move (precopy)"]

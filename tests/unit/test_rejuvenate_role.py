@@ -229,6 +229,16 @@ def changed(machines: Machines) -> Callable[..., None]:
     return change
 
 
+@pytest.mark.parametrize(("options", "moves"), [({}, 1), ({"vmbeam_zero_copy_transport": "channel"}, 0)])
+def test_between_two_versions_of_the_channel_guests_go_without_one(machines, options, moves):
+    machines.add("m1", "app1", next_host_vm={"channel_version": 4})
+    done = machines.run(**options)
+    assert done.returncode == (0 if moves else 2)
+    assert machines.moves("m1") == ["app1 m1-a m1-b zero_copy"] * moves
+    words = "goes by ssh: the channel of m1-a is of version 3" if moves else "there is no channel that is up"
+    assert words in done.stdout
+
+
 def test_each_guest_moves_as_it_can(machines, changed):
     """auto without zero-copy in the new host VM, one pinned guest, one with a device that stays; then that one goes."""
     machines.add("m1", "app1", "db1", "gpu1", next_host_vm={"zero_copy": False})

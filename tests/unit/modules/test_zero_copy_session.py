@@ -158,6 +158,29 @@ def test_info_of_a_machine_names_the_host_vms(run, library, pair):
     assert (result["sessions"][1]["closed"], result["sessions"][1]["dead"]) == (["source"], ["destination"])
 
 
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [
+        ("""echo '{"version": 3, "channels": []}'""", 3),
+        # Of a daemon that does not tell; of one that is not there.
+        ("""echo '{"channels": []}'""", None),
+        ("echo nothing", None),
+        ("exit 255", None),
+    ],
+)
+def test_info_of_a_host_vm_tells_the_version_of_its_channel(
+    run, fake_xen, library, monkeypatch, tmp_path, script, version
+):
+    command = tmp_path / "vmbeam-channel"
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    library.guest = True
+    assert run("zero_copy_info")["channel_version"] == version
+    library.guest = False
+    assert run("zero_copy_info")["channel_version"] is None
+
+
 def test_info_of_a_host_vm_tells_the_owner(run, library):
     library.guest = True
     library.add(1, 2)

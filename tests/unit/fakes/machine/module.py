@@ -176,6 +176,8 @@ def guest_migrate(world, me, options, check):
     location = "destination" if name in moved else "source" if name in here else "nowhere"
     if strategy == "zero_copy" and world["host_vms"][there].get("zero_copy") is False:
         raise Failed("zero-copy is not offered")
+    if options["transport"] == "channel" and channel_version(world, me) != channel_version(world, there):
+        raise Failed("there is no channel that is up")
     if strategy == "cold" and not options.get("config"):
         raise Failed("config: needed")
     if not check and location != "destination":
@@ -213,7 +215,12 @@ def guest_passage(world, me, options, check):
 def zero_copy_info(world, me, _options, _check):
     if f"{me} tells nothing of zero-copy" in world["faults"]:
         raise Failed("xl info failed")
-    return {"capable": world["host_vms"].get(me, {}).get("zero_copy") is not False, "sessions": []}
+    capable = world["host_vms"].get(me, {}).get("zero_copy") is not False
+    return {"capable": capable, "channel_version": channel_version(world, me), "sessions": []}
+
+
+def channel_version(world, host_vm):
+    return world["host_vms"].get(host_vm, {}).get("channel_version", 3)
 
 
 def zero_copy_session(world, _me, options, check):
