@@ -52,9 +52,18 @@ def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
     name_a, name_b = f"{lab.machine.name}-a", f"{lab.machine.name}-b"
     assert lab.domains() == {name_a}
 
-    result = lab.playbook("rejuvenate.yml", "-e", "vmbeam_force=true", "-e", f"vmbeam_strategy={strategy}")
+    # xl of the new host VM knows the guests.
+    gates = [{"name": f"{guest} is there", "guest": guest, "command": ["xl", "domid", guest]} for guest in before]
+    gates.append({"name": "all are there", "command": ["xl", "vcpu-list", *before]})
+
+    result = lab.playbook(
+        *("rejuvenate.yml", "-e", "vmbeam_force=true", "-e", f"vmbeam_strategy={strategy}"),
+        *("-e", json.dumps({"vmbeam_gates": gates})),
+    )
 
     assert not result.failed
+    for gate in gates:
+        assert f"ask gate {gate['name']} in {name_b}" in result.output
     assert lab.domains() == {name_b}
     assert lab.guests_in("b") == set(lab.machine.guests)
     after = lab.all_status()
@@ -64,6 +73,29 @@ def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
     again = lab.playbook("rejuvenate.yml")
     assert not again.failed
     assert lab.domains() == {name_b}
+
+
+@pytest.mark.long
+def test_a_gate_that_does_not_hold_keeps_the_old_host_vm(lab):
+    before = lab.all_status()
+    name_a, name_b = f"{lab.machine.name}-a", f"{lab.machine.name}-b"
+    # As many domains as there will never be.
+    full = ["sh", "-c", "test $(xl list | wc -l) -gt 99"]
+    gates = {"vmbeam_gates": [{"name": "full house", "command": full, "timeout": 5}]}
+
+    result = lab.playbook("rejuvenate.yml", "-e", "vmbeam_force=true", "-e", json.dumps(gates))
+
+    assert result.failed
+    assert "gate full house does not hold: " in result.output
+    assert lab.domains() == {name_a, name_b}
+    assert lab.guests_in("b") == set(lab.machine.guests)
+
+    again = lab.playbook("rejuvenate.yml")
+    assert not again.failed
+    assert lab.domains() == {name_b}
+    after = lab.all_status()
+    for guest, status in before.items():
+        assert not guests.lost(status, after[guest])
 
 
 @pytest.mark.long
