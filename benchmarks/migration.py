@@ -57,7 +57,21 @@ class Run:
     cells: list[Cell]
     records: results.Records = dataclasses.field(default_factory=lambda: {kind: [] for kind in results.KINDS})
     problems: list[str] = dataclasses.field(default_factory=list)
+    throughput: bool = True  #: whether to measure that too
     complete: bool = False  #: whether it came to its end, with or without problems
+    #: What an earlier run has found, as results.json tells it; {} if this one begins anew.
+    earlier: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.earlier:
+            self.records = {kind: list(self.earlier["records"][kind]) for kind in results.KINDS}
+
+    def begin(self, cell: Cell | None) -> None:
+        """Forget what an earlier run has found of a cell, or of the throughput."""
+        if cell is None:
+            self.records["throughput"].clear()
+            return
+        self.records[cell.kind] = [entry for entry in self.records[cell.kind] if not cell.holds(entry)]
 
     def trouble(self, what: str) -> None:
         """Note, and say, that something failed."""
@@ -66,13 +80,15 @@ class Run:
 
     def write(self) -> str:
         """Write the files; return RESULTS.md's text."""
+        labels = {cell.label for cell in self.cells}
+        kept = [cell for cell in self.earlier.get("planned", []) if cell["cell"] not in labels]
         found = results.document(
             self.records,
-            command=self.command,
-            complete=self.complete,
-            problems=self.problems,
-            planned=[cell.planned() for cell in self.cells],
-            phases=phases.rows(),
+            command="; then ".join([*filter(None, [self.earlier.get("command")]), self.command]),
+            complete=self.complete and self.earlier.get("complete", True),
+            problems=[*self.earlier.get("problems", []), *self.problems],
+            planned=[*kept, *(cell.planned() for cell in self.cells)],
+            phases=[*self.earlier.get("phases", []), *phases.rows()],
         )
         return results.write(found, HERE)
 
@@ -112,11 +128,8 @@ def measure_cell(benchmark: Benchmark, cell: Cell, budget: Budget, run: Run) -> 
     benchmark.check_memory()
 
 
-def measure(run: Run, benchmark: Benchmark, budget: Budget) -> None:
-    """Measure all cells; what fails is noted, and the run goes on.
-
-    :raises LabError: the lab is broken
-    """
+def measure_throughput(run: Run, benchmark: Benchmark) -> None:
+    """Measure what is not a migration."""
     with phase("throughput"):
         try:
             for _ in range(THROUGHPUTS):
@@ -125,9 +138,20 @@ def measure(run: Run, benchmark: Benchmark, budget: Budget) -> None:
                     say(json.dumps(record))
         except LabError as exc:
             run.trouble(f"throughput: {exc}")
+
+
+def measure(run: Run, benchmark: Benchmark, budget: Budget) -> None:
+    """Measure all cells; what fails is noted, and the run goes on.
+
+    :raises LabError: the lab is broken
+    """
+    if run.throughput:
+        run.begin(None)
+        measure_throughput(run, benchmark)
     broken = 0
     for cell in run.cells:
         budget.enter(cell)
+        run.begin(cell)
         try:
             with phase(f"migrations: {cell.label}"):
                 measure_cell(benchmark, cell, budget, run)
@@ -187,6 +211,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--limit", 1800, "seconds that a migration may take")
     add("--vcpus", [4], "CPUs of a PVH and an HVM guest that move by zero-copy too, or none", numbers)
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="add to what results.json has: what is measured again replaces what was measured of the same guest before",
+    )
+    parser.add_argument("--no-throughput", action="store_true", help="without the channel, the network and memcpy")
     parser.add_argument("--no-web", action="store_true", help="without the web service (figure 16)")
     parser.add_argument("--no-together", action="store_true", help="without two guests that move at once")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a figure to meet is missed")
@@ -245,10 +275,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     command = f"make bench ARGS={shlex.quote(shlex.join(argv))}" if argv else "make bench"
     cells = schedule.cells(wishes, results.BASELINE)
-    run = Run(command, schedule.whole(cells) if options.all else cells)
-    say_plan(run.cells, options.budget)
+    cells = schedule.whole(cells) if options.all else cells
+    say_plan(cells, options.budget)
     if options.dry_run:
         return 0
+    try:
+        earlier = results.read(HERE) if options.add else {}
+    except results.Unusable as exc:
+        print(f"--add: {exc}", file=sys.stderr)
+        return 1
+    run = Run(command, cells, throughput=not options.no_throughput, earlier=earlier)
     LOG.unlink(missing_ok=True)
     phases.reset()
     benchmark = None

@@ -313,19 +313,34 @@ def _replace(path: pathlib.Path, text: str) -> None:
     new.replace(path)
 
 
+class Unusable(Exception):
+    """There is no results.json, or it has another form."""
+
+
+def read(directory: pathlib.Path) -> dict[str, typing.Any]:
+    """Return of the results.json in a directory what was measured, and how; raise Unusable."""
+    path = directory / "results.json"
+    try:
+        old = json.loads(path.read_text())
+        return {
+            **{key: old[key] for key in ("command", "complete", "problems", "planned", "phases")},
+            "records": {kind: old["records"][kind] for kind in KINDS},
+        }
+    except (OSError, ValueError, KeyError) as exc:
+        raise Unusable(f"{path} cannot be used: {exc!r}") from exc
+
+
 def main(argv: list[str] | None = None) -> int:
     """Make everything anew from the records in results.json."""
     parser = argparse.ArgumentParser(prog="results", description=__doc__)
     parser.add_argument("directory", type=pathlib.Path, nargs="?", default=pathlib.Path(__file__).resolve().parent)
     directory = parser.parse_args(argv).directory
     try:
-        old = json.loads((directory / "results.json").read_text())
-        about = {key: old[key] for key in ("command", "complete", "problems", "planned", "phases")}
-        records = {kind: old["records"][kind] for kind in KINDS}
-    except (OSError, ValueError, KeyError) as exc:
-        print(f"results: {directory / 'results.json'} cannot be used: {exc!r}", file=sys.stderr)
+        about = read(directory)
+    except Unusable as exc:
+        print(f"results: {exc}", file=sys.stderr)
         return 1
-    print(write(document(records, **about), directory))
+    print(write(document(about.pop("records"), **about), directory))
     return 0
 
 

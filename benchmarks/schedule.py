@@ -36,6 +36,16 @@ class Cell:
     together: bool = False  #: two such guests at once
     seconds_around: float = 120.0  #: a guess: the guest's start, the last check of its memory
 
+    def holds(self, record: dict[str, typing.Any]) -> bool:
+        """Return whether a record of its kind is of this cell."""
+        about = {
+            "by_size": ("size_mib", self.size_mib),
+            "by_rate": ("rate", self.rate),
+            "others": ("guest", self.label),
+        }
+        key, value = about.get(self.kind, ("", None))
+        return record.get(key) == value
+
     def planned(self) -> dict[str, typing.Any]:
         """Return the cell as results.json tells it."""
         return {"cell": self.label, "wanted": self.wanted, "least": self.least}

@@ -675,6 +675,28 @@ def test_whatever_ends_a_run_its_files_say_what_it_has(run, monkeypatch, tmp_pat
     assert ("Partial" in (tmp_path / "RESULTS.md").read_text()) is (status is None)
 
 
+def test_a_run_may_add_to_an_earlier_one(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(migration, "LOG", tmp_path / "bench.log")
+    monkeypatch.setattr(migration, "bring_up", lambda: None)
+    monkeypatch.setattr(migration, "Benchmark", WholeFake)
+    assert migration.main(["--add", *ARGV]) == 1  # to nothing
+    assert migration.main(ARGV) == 0
+    first = json.loads((tmp_path / "results.json").read_text())
+    more = ["--add", *ARGV, "--no-throughput", "--sizes", "512,1024", "--rounds", "2"]
+    assert migration.main(more) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    sizes = {size: count(found["records"]["by_size"], size_mib=size, method="zero-copy") for size in (128, 512, 1024)}
+    assert sizes == {128: 5, 512: 2, 1024: 2}
+    assert found["records"]["throughput"] == first["records"]["throughput"]
+    assert [cell["cell"] for cell in found["planned"]] == ["128 MiB", "512 MiB", "1024 MiB"]
+    assert found["command"].split("; then ") == [first["command"], f"make bench ARGS='{' '.join(more)}'"]
+    assert found["complete"]
+    # Throughput alone, which takes the place of the old one.
+    assert migration.main(["--add", *ARGV, "--sizes", "none"]) == 0
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["records"] == found["records"]
+
+
 @pytest.mark.parametrize(("rate", "strict", "status"), [(1.0, [], 0), (1.0, ["--strict"], 1), (4.0, ["--strict"], 0)])
 def test_the_last_line_tells_missed_figures_and_only_strict_fails_for_them(
     run, monkeypatch, tmp_path, capsys, rate, strict, status
