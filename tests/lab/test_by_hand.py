@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 
@@ -16,6 +17,8 @@ GUEST = "web1"
 LIMIT = 32
 #: The sender has not committed yet, and the receiver waits.
 ACKNOWLEDGED = "Target has acknowledged transfer"
+#: libxl, of a device that is attached or detached, and of a domain that is to suspend itself.
+ATTACHING, SUSPENDING = "calling hotplug script", "suspend request via XenBus"
 #: What pkill finds them by, but not its own shell; the sender's name is that of a program behind a stand-in.
 SENDER, RECEIVER = "[x]l.real migrate", "[x]l migrate-receive"
 
@@ -46,6 +49,16 @@ def migrate(pair, source: str, *arguments: str) -> None:
         pytest.fail(f"{command}: {exc.stdout}")
 
 
+def migrate_in_detail(pair) -> tuple[int, str]:
+    """Run xl migrate from a to b by ssh; return its exit status, and what both sides tell of what they do."""
+    bind(pair, "a", "b")
+    receive = f"exec ssh {pair.name('b')} xl -vvv migrate-receive --zero-copy"
+    command = shlex.join(["xl", "-vvv", "migrate", "--zero-copy", "-s", "", GUEST, receive])
+    *said, status = pair.lab.guest_dom0("a", f"{command} 2>&1; echo $?", timeout=900).splitlines()
+    print("\n".join(said))
+    return int(status), "\n".join(said)
+
+
 @pytest.mark.parametrize("channel", [True, False], ids=["channel", "ssh"])
 def test_a_guest_moves_to_and_fro(pair, channel):
     before = pair.lab.status(GUEST)
@@ -67,6 +80,35 @@ def test_a_guest_moves_to_and_fro(pair, channel):
             assert way in left
             unbind(pair, way)
             assert way not in sessions(pair)
+    assert not guests.lost(before, pair.lab.status(GUEST))
+
+
+def test_devices_are_attached_before_the_guest_is_suspended(pair):
+    before = pair.lab.status(GUEST)
+    status, said = migrate_in_detail(pair)
+    assert status == 0
+    earlier, suspended, _later = said.partition(SUSPENDING)
+    assert suspended
+    for script in (r"block\S* add", r"vif\S* online"):
+        assert re.search(f"{ATTACHING}: /etc/xen/scripts/{script}", earlier)
+    assert pair.running_in() == ["b"]
+    assert not guests.lost(before, pair.lab.status(GUEST))
+    pair.move("b", "a")
+
+
+def test_a_guest_is_not_suspended_for_a_host_that_cannot_attach_its_devices(pair):
+    before = pair.lab.status(GUEST)
+    pair.lab.guest_dom0("b", "chmod a-x /etc/xen/scripts/vif-*")
+    try:
+        status, said = migrate_in_detail(pair)
+    finally:
+        pair.lab.guest_dom0("b", "chmod a+x /etc/xen/scripts/vif-*")
+    assert status != 0
+    assert "unable to add disk or nic devices" in said
+    assert SUSPENDING not in said
+    assert pair.running_in() == ["a"]
+    assert pair.lab.guests_in("b") == set()
+    assert "frontend-id" not in pair.lab.guest_dom0("b", "xenstore-ls /local/domain/0/backend || true")
     assert not guests.lost(before, pair.lab.status(GUEST))
 
 
