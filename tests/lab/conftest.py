@@ -370,12 +370,16 @@ class Pair:
         self.lab.guest_dom0(slot, f"rm -f {HELD} {GO} && mkfifo {HELD} {GO}")
         with (
             self.stand_in(slot, verb, text, hold),
-            concurrent.futures.ThreadPoolExecutor(1) as pool,
+            concurrent.futures.ThreadPoolExecutor(2) as pool,
         ):
             migration = pool.submit(migrate or functools.partial(self.move, "a", "b", guest))
             # A fifo: this ends at the moment when the other end is written to.
-            self.lab.guest_dom0(slot, f"timeout 300 cat {HELD}", timeout=330)
-            assert not migration.done(), migration.exception()
+            holding = pool.submit(self.lab.guest_dom0, slot, f"timeout 300 cat {HELD}", timeout=330)
+            concurrent.futures.wait([migration, holding], return_when=concurrent.futures.FIRST_COMPLETED)
+            if migration.done():
+                self.lab.guest_dom0(slot, f"timeout 60 sh -c {shlex.quote(f'echo > {HELD}')}", timeout=90)
+                raise AssertionError(f"over before it said {text!r}") from migration.exception()
+            holding.result()
             try:
                 yield migration
             finally:

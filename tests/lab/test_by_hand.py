@@ -161,7 +161,7 @@ def test_what_killed_programs_have_left_is_recovered(pair, committed):
     """Both xl are killed, before or after the hand-over: the session knows whose the guest is."""
     before = pair.lab.status(GUEST)
     way, session = bind(pair, "a", "b", "--channel"), bind(pair, "a", "b")
-    command = f"xl migrate --zero-copy={session} -s '' {GUEST} 'exec vmbeam-channel receive {GUEST}'"
+    command = f"xl migrate --zero-copy={session} -s '' {GUEST} 'exec vmbeam-channel receive {GUEST} {way}'"
     with pair.held(ACKNOWLEDGED, migrate=lambda: pair.lab.guest_dom0("a", command, timeout=900)) as migration:
         if committed:
             # The receiver does not get to start the guest.
