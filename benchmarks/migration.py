@@ -66,11 +66,8 @@ class Run:
         if self.earlier:
             self.records = {kind: list(self.earlier["records"][kind]) for kind in results.KINDS}
 
-    def begin(self, cell: Cell | None) -> None:
-        """Forget what an earlier run has found of a cell, or of the throughput."""
-        if cell is None:
-            self.records["throughput"].clear()
-            return
+    def begin(self, cell: Cell) -> None:
+        """Forget what an earlier run has found of a cell."""
         self.records[cell.kind] = [entry for entry in self.records[cell.kind] if not cell.holds(entry)]
 
     def trouble(self, what: str) -> None:
@@ -129,7 +126,8 @@ def measure_cell(benchmark: Benchmark, cell: Cell, budget: Budget, run: Run) -> 
 
 
 def measure_throughput(run: Run, benchmark: Benchmark) -> None:
-    """Measure what is not a migration."""
+    """Measure what is not a migration, in place of what an earlier run has found of it."""
+    run.records["throughput"].clear()
     with phase("throughput"):
         try:
             for _ in range(THROUGHPUTS):
@@ -146,7 +144,6 @@ def measure(run: Run, benchmark: Benchmark, budget: Budget) -> None:
     :raises LabError: the lab is broken
     """
     if run.throughput:
-        run.begin(None)
         measure_throughput(run, benchmark)
     broken = 0
     for cell in run.cells:

@@ -377,7 +377,8 @@ class Pair:
             holding = pool.submit(self.lab.guest_dom0, slot, f"timeout 300 cat {HELD}", timeout=330)
             concurrent.futures.wait([migration, holding], return_when=concurrent.futures.FIRST_COMPLETED)
             if migration.done():
-                self.lab.guest_dom0(slot, f"timeout 60 sh -c {shlex.quote(f'echo > {HELD}')}", timeout=90)
+                if not holding.done():
+                    self.lab.guest_dom0(slot, f"timeout 60 sh -c {shlex.quote(f'echo > {HELD}')}", timeout=90)
                 raise AssertionError(f"over before it said {text!r}") from migration.exception()
             holding.result()
             try:
