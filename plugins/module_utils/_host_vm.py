@@ -131,7 +131,8 @@ def xl_config(spec: Spec, home: Path) -> str:
         "nographic": True,
         "usb": False,
         "on_poweroff": "destroy",
-        "on_reboot": "restart",
+        # It would come back without its guests and their disks. Gone, it is known to be lost, and can be repaired.
+        "on_reboot": "destroy",
         "on_crash": "destroy",
     }
     if spec.cpus is not None:
@@ -224,13 +225,15 @@ class HostVms:
         return max((record.generation for record in records if record), default=0) + 1
 
     def plan(self, name: str, state: str) -> tuple[str | None, Domain | None, Record | None]:
-        """The step that leads to state (create, unpause, remove or None), and what is there now.
+        """The step that leads to state (create, unpause, stop, remove or None), and what is there now.
 
         Raises Conflict if there is no safe step.
         """
         domain, record = self.find(name)
         if state == "absent":
             return "remove" if domain or self.home(name).exists() else None, domain, record
+        if state == "stopped":
+            return "stop" if domain else None, domain, record
         # A domain that never ran is what an interrupted creation left.
         if domain is None or domain.never_ran:
             return "create", domain, record
@@ -422,7 +425,17 @@ class HostVms:
 
         Returns where its disk was moved to if it was to be kept.
         """
-        domain, record = self.find(name)
+        record = self.record(name)
+        self.stop(name, deadline, graceful=graceful)
+        kept = self._keep_disk(name) if keep_disk else None
+        self._remove_files(name)
+        if record:
+            self.guest_record.forget(name, record.generation)
+        return kept
+
+    def stop(self, name: str, deadline: Deadline, *, graceful: bool) -> None:
+        """Shuts the host VM down if graceful, and destroys what is left of its domain."""
+        domain, _record = self.find(name)
         if domain and graceful and domain.live:
             self._power_off(domain, deadline)
         domain = self._xl.domain(name)
@@ -433,11 +446,6 @@ class HostVms:
                 Deadline(60.0, deadline.clock),
                 f"{name} to be destroyed",
             )
-        kept = self._keep_disk(name) if keep_disk else None
-        self._remove_files(name)
-        if record:
-            self.guest_record.forget(name, record.generation)
-        return kept
 
     def unpause(self, domain: Domain) -> None:
         self._xl.unpause(domain.domid)

@@ -27,6 +27,19 @@ PREFIX = f"{CONTROLLER}-"
 
 _WARNING = re.compile(r"warning: ")
 
+# Names that the kernel gives in the order in which it finds devices.
+_FOUND = re.compile(r"/dev/(?:(?:sd|hd|vd|xvd)[a-z]+\d*|nvme\d+(?:c\d+)?n\d+(?:p\d+)?|(?:dm-|loop|nbd|rbd|zd)\d+(?:p\d+)?)")
+
+
+def stable(option: str, path: str) -> str:
+    """The path of a disk that is the same one after a reboot, when playbooks/repair.yml attaches it; or InvalidInput."""
+    if _FOUND.fullmatch(path):
+        raise InvalidInput(
+            f"{option}: {path} may be another disk after a reboot, and would be attached as this one. Name it by its link in "
+            "/dev/disk/by-id, /dev/mapper or the folder of its volume group."
+        )
+    return path
+
 
 def guest_drives(drives: Iterable[Drive]) -> dict[str, Drive]:
     """The drives of guest disks, by disk id, attached or not."""

@@ -44,6 +44,12 @@ options:
     description: With O(state=absent), whether to ask the guest to shut down first.
     type: bool
     default: true
+  force:
+    description: >-
+      With O(state=absent) and O(graceful=true), whether to destroy a guest that does not shut down in time. Otherwise that
+      is an error, and the guest is left as it is.
+    type: bool
+    default: true
 seealso:
   - module: vmbeam.xen.guest_info
   - module: vmbeam.xen.guest_migrate
@@ -119,7 +125,7 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         if step == "create":
             guests.create(name, params["config"], deadline, paused=wanted == "paused")
         elif step == "remove" and domain:
-            guests.remove(domain, deadline, graceful=params["graceful"])
+            guests.remove(domain, deadline, graceful=params["graceful"], forced=params["force"])
         elif step == "pause" and domain:
             guests.pause(domain)
         elif step == "unpause" and domain:
@@ -136,6 +142,7 @@ def main() -> None:
             "config": {"type": "path"},
             "timeout": {"type": "float", "default": 300},
             "graceful": {"type": "bool", "default": True},
+            "force": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )

@@ -36,9 +36,11 @@ options:
   state:
     description:
       - V(started) creates and starts the host VM unless it runs.
+      - V(stopped) stops it, and leaves its files and what is recorded of its guests, as a power cut of the machine does,
+        so that C(playbooks/repair.yml) can start it with its guests again. Stop the guests first.
       - V(absent) stops it and removes its files. Guests that still run in it are lost.
     type: str
-    choices: [started, absent]
+    choices: [started, stopped, absent]
     default: started
   slot:
     description: The machine's slot that the host VM takes. Required for O(state=started).
@@ -112,12 +114,12 @@ options:
   timeout:
     description:
       - Seconds that a start may take, from copying files until the domain runs.
-      - With O(state=absent) and O(graceful=true), seconds until the host VM is destroyed instead.
+      - With O(state=stopped), or O(state=absent) and O(graceful=true), seconds until the host VM is destroyed instead.
     type: float
     default: 300
   graceful:
     description: >-
-      With O(state=absent), whether to press the power button and wait before destroying the host VM.
+      With O(state=stopped) and O(state=absent), whether to press the power button and wait before destroying the host VM.
     type: bool
     default: true
   previous_disk:
@@ -244,14 +246,16 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     elif not module.check_mode:
         if step == "unpause" and domain:
             host_vms.unpause(domain)
+        elif step == "stop":
+            host_vms.stop(name, deadline, graceful=params["graceful"])
         elif step == "remove":
             kept = host_vms.remove(name, deadline, graceful=params["graceful"], keep_disk=previous == "keep")
     if not module.check_mode:
         after = host_vms.describe(name, *host_vms.find(name))
     elif step == "unpause":
         after = {**before, "state": "running"}
-    elif step == "remove":
-        after = host_vms.describe(name, None, None)
+    elif step in ("stop", "remove"):
+        after = host_vms.describe(name, None, record if step == "stop" else None)
     elif step is None:
         after = before
     return {
@@ -266,7 +270,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["started", "absent"], "default": "started"},
+            "state": {"type": "str", "choices": ["started", "stopped", "absent"], "default": "started"},
             "slot": {"type": "str", "choices": ["a", "b"]},
             "memory_mb": {"type": "int"},
             "vcpus": {"type": "int", "default": 1},

@@ -32,7 +32,11 @@ options:
     type: str
     required: true
   path:
-    description: Block device or raw image file in the host dom0. Required for O(state=attached).
+    description:
+      - Block device or raw image file in the host dom0. Required for O(state=attached).
+      - >-
+        Names that another disk may have after a reboot, such as V(/dev/sdb), are refused, as C(playbooks/repair.yml)
+        attaches what was recorded.
     type: path
   state:
     description: Whether the disk shall be attached.
@@ -86,7 +90,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import LOCK_OPTION, keep_reserved
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm import DEFAULT_DIRECTORY, HostVms
-from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import HostVmDisk, plug_in
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import HostVmDisk, plug_in, stable
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
 from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
@@ -103,7 +107,7 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     xl = Xl()
     domain, _record = HostVms(xl, _checks.path("directory", params["directory"])).find(name)
     if wanted == "attached":
-        path = _checks.path("path", params["path"])
+        path = stable("path", _checks.path("path", params["path"]))
         seen = plug_in(xl, name, domain, disk, path, deadline, check=module.check_mode)
         there = seen is not None and seen.attached
         return _result(not there, _state(name, disk, path if there else None), _state(name, disk, path))

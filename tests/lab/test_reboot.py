@@ -9,7 +9,7 @@ import shlex
 import signal
 
 import pytest
-from vmbeam_lab import cli, guests
+from vmbeam_lab import cli, guests, wait
 from vmbeam_lab.errors import BootTimeout
 
 pytestmark = pytest.mark.long
@@ -116,6 +116,53 @@ def test_after_a_power_cut_each_guest_is_started_once(lab):
     assert changed(again.output, name) == 0
     once(lab, "a")
     nothing_is_lost(lab, after)
+
+
+def test_a_planned_reboot_stops_each_guest_and_starts_it_once(lab, tmp_path):
+    """reboot.yml on a machine that, as a virtual one does, ends with its reboot: powered on again, it goes on."""
+    name = lab.machine.name
+    log = tmp_path / "reboot.log"
+    before = lab.all_status()
+    unasked = lab.playbook("reboot.yml")
+    assert unasked.failed
+    assert "vmbeam_confirm_downtime" in unasked.output
+    foreseen = lab.playbook("reboot.yml", "--check")
+    assert not foreseen.failed
+    for guest in lab.machine.guests:
+        assert f"shut down {guest}" in foreseen.output
+    nothing_is_lost(lab, before)
+
+    run = lab.start_playbook(log, "reboot.yml", "-e", "vmbeam_confirm_downtime=true")
+    wait.until(
+        lambda: lab.emulated.pid() is None or run.poll() is not None,
+        timeout=1200,
+        failure=lambda: AssertionError(f"the machine still runs:\n{log.read_text()}"),
+    )
+    if run.poll() is None:
+        lab.emulated.start()
+    run.wait(timeout=1800)
+
+    print(log.read_text())
+    assert run.returncode == 0
+    once(lab, "a")
+    # Not cut off: what a guest had acknowledged, and what it wrote as it shut down.
+    started_anew(lab, before)
+    assert generations(lab) == {f"{name}-a": 2}
+
+
+def test_a_host_vm_that_reboots_itself_is_lost_and_repaired(lab):
+    name = lab.machine.name
+    before = lab.all_status()
+    lab.guest_dom0("a", "systemd-run --on-active=1 reboot --force --force")
+    gone = f"while xl domid {name}-a >/dev/null 2>&1; do sleep 1; done"
+    lab.host(f"timeout 300 sh -c {shlex.quote(gone)}", timeout=360)
+
+    repaired = lab.playbook("repair.yml")
+
+    assert not repaired.failed
+    once(lab, "a")
+    started_anew(lab, before)
+    assert generations(lab) == {f"{name}-a": 2}
 
 
 def test_a_power_cut_in_the_middle_of_a_rejuvenation(lab, tmp_path):

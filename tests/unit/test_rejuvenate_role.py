@@ -229,6 +229,78 @@ def changed(machines: Machines) -> Callable[..., None]:
     return change
 
 
+@pytest.fixture
+def shut_down(machines: Machines) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Shuts the machines down as playbooks/reboot.yml does; with its last step in another run."""
+    (role,) = PLAYBOOK[0]["tasks"][0].values()
+    tasks = [{"ansible.builtin.include_role": {**role, "tasks_from": "shut_down"}}]
+    play = machines.folder / "play.yml"
+
+    def run(*arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+        play.write_text(yaml.safe_dump([{**PLAYBOOK[0], "tasks": tasks}]))
+        done = machines.run(*arguments, **variables)
+        play.write_text(yaml.safe_dump(PLAYBOOK))
+        return done
+
+    return run
+
+
+def test_a_machine_that_is_shut_down_comes_back_as_it_was(machines, shut_down):
+    machines.add("m1", "app1", "web1")
+    world = machines.world("m1")
+    world["host_vms"]["m1-a"]["guests"].pop("web1")  # configured, and stopped
+    machines.write("m1", world)
+
+    foreseen = shut_down("--check")
+
+    assert foreseen.returncode == 0
+    assert "shut down app1" in foreseen.stdout
+    assert "power off m1-a" in foreseen.stdout
+    assert "shut down web1" not in foreseen.stdout
+    assert machines.world("m1")["calls"] == []
+
+    assert shut_down().returncode == 0
+
+    assert machines.world("m1")["calls"] == ["guest app1 m1-a absent", "host_vm m1-a stopped"]
+    assert not (machines.folder / "m1-lock" / "lock.json").exists()
+    assert shut_down().returncode == 0
+    assert len(machines.world("m1")["calls"]) == 2
+
+    assert machines.run(vmbeam_repair_only=True).returncode == 0
+
+    assert machines.where("m1") == {"m1-a": ["app1"]}
+    assert machines.world("m1")["host_vms"]["m1-a"]["generation"] == 2
+
+
+def test_if_a_guest_does_not_shut_down_the_others_are_started_again(machines, shut_down):
+    machines.add("m1", "app1", "web1", faults=["web1 stays up"])
+    done = shut_down()
+    assert done.returncode != 0
+    assert "web1 did not shut down within 300 s" in done.stdout
+    assert "Its guests run" in done.stdout
+    assert machines.where("m1") == {"m1-a": ["app1", "web1"]}
+    assert shut_down(vmbeam_destroy_on_timeout=True).returncode == 0
+    assert machines.where("m1") == {}
+
+
+def test_no_guest_is_shut_down_that_could_not_be_started_again(machines, shut_down):
+    machines.add("m1", "app1", "web1")
+    (machines.folder / "m1-guests" / "web1.cfg").unlink()
+    done = shut_down()
+    assert done.returncode != 0
+    assert "web1 could not be started again: its configuration is recorded nowhere" in done.stdout
+    assert machines.world("m1")["calls"] == []
+
+
+def test_a_guest_that_is_paused_keeps_its_machine_from_being_shut_down(machines, shut_down, changed):
+    machines.add("m1", "app1", "web1")
+    changed("web1", state="paused")
+    done = shut_down()
+    assert done.returncode != 0
+    assert "web1 is paused" in done.stdout
+    assert machines.world("m1")["calls"] == []
+
+
 @pytest.mark.parametrize(("options", "moves"), [({}, 1), ({"vmbeam_zero_copy_transport": "channel"}, 0)])
 def test_between_two_versions_of_the_channel_guests_go_without_one(machines, options, moves):
     machines.add("m1", "app1", next_host_vm={"channel_version": 4})

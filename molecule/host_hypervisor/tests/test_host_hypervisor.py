@@ -12,7 +12,7 @@ def test_packages_are_ours(host, name):
 
 def test_our_packages_are_preferred(host):
     assert host.file("/etc/apt/preferences.d/vmbeam").contains("Pin: release o=vmbeam")
-    assert "990" in host.check_output("apt-cache policy xen-utils-4.17")
+    assert "999" in host.check_output("apt-cache policy xen-utils-4.17")
 
 
 def test_what_was_lost_is_back(host):

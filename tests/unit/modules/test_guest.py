@@ -158,6 +158,14 @@ def test_guest_that_ignores_the_shutdown(fake_xen, guest):
     assert changes(fake_xen) == ["source shutdown -F 8", "source destroy 8"]
 
 
+def test_guest_that_ignores_the_shutdown_is_left_as_it_is_unless_forced(fake_xen, guest):
+    state_of(fake_xen, LIVE)
+    fake_xen.fault("shutdown-ignored")
+    assert "web to shut down" in guest(state="absent", timeout=0.5, force=False)["msg"]
+    assert changes(fake_xen) == ["source shutdown -F 8"]
+    assert fake_xen.seen("source") == {"web": LIVE}
+
+
 def test_remove_at_once(fake_xen, guest):
     state_of(fake_xen, LIVE)
     guest(state="absent", graceful=False)

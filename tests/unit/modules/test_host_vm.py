@@ -107,7 +107,7 @@ def test_start(machine, start, tmp_path):
         "nographic = 0\n"
         "usb = 0\n"
         'on_poweroff = "destroy"\n'
-        'on_reboot = "restart"\n'
+        'on_reboot = "destroy"\n'
         'on_crash = "destroy"\n'
         'cpus = "2"\n'
         'tsc_mode = "native"\n'
@@ -373,6 +373,27 @@ def test_remove_in_check_mode(machine, start, remove):
     assert (machine.directory / "m1-b").exists()
 
 
+@pytest.mark.parametrize(("fault", "last"), [(None, "trigger 21 power"), ("shutdown-ignored", "destroy 21")])
+def test_stop_leaves_what_it_is_started_again_from(machine, start, remove, fault, last):
+    start()
+    foreseen = remove(state="stopped", check=True)
+    assert foreseen["changed"]
+    assert (foreseen["host_vm"]["state"], foreseen["host_vm"]["generation"]) == ("absent", 1)
+    assert machine.seen("source") == {"m1-b": "r-----"}
+    if fault:
+        machine.fault(fault)
+
+    result = remove(state="stopped", timeout=0.5)
+
+    assert result["changed"]
+    assert (result["host_vm"]["state"], result["host_vm"]["generation"]) == ("absent", 1)
+    assert machine.seen("source") == {}
+    assert changes(machine)[-1] == f"source {last}"
+    assert (machine.directory / "m1-b" / "disk.qcow2").exists()
+    assert remove(state="stopped")["changed"] is False
+    assert "was lost, not removed" in start()["msg"]
+
+
 def test_remove_files_of_a_host_vm_that_is_gone(machine, start, remove):
     start()
     machine.write("source", [])
@@ -539,6 +560,19 @@ def test_disk_of_no_host_vm(machine, disk):
     result = disk(path=str(machine.disk))
     assert result["msg"] == "host_vm: m1-b is absent. Start it first."
     assert disk(state="detached")["changed"] is False
+
+
+@pytest.mark.parametrize("path", ["/dev/sdb", "/dev/nvme0n1p2", "/dev/dm-3", "/dev/loop0"])
+def test_a_disk_that_may_be_another_after_a_reboot_is_refused(machine, start, disk, path):
+    start()
+    result = disk(path=path)
+    assert result["msg"].startswith(f"path: {path} may be another disk after a reboot")
+
+
+@pytest.mark.parametrize("path", ["/dev/vg0/sdb", "/dev/disk/by-id/nvme-x", "/dev/mapper/dm-3", "/srv/sdb"])
+def test_a_disk_that_stays_the_same_is_not_refused_for_its_name(machine, start, disk, path):
+    start()
+    assert disk(path=path)["msg"].startswith(f"path: {path} does not exist")
 
 
 @pytest.mark.parametrize(

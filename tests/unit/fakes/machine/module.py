@@ -84,9 +84,15 @@ def guest_record(world, _me, options, check):
 def host_vm(world, _me, options, _check):
     name = options["name"]
     there = name in world["host_vms"] or (options["state"] == "absent" and name in world["lost"])
-    if there == (options["state"] != "absent"):
+    if there == (options["state"] == "started"):
         return {"changed": False}
     call(world, NAME, name, options["state"])
+    if options["state"] == "stopped":
+        vm = world["host_vms"].pop(name)
+        if vm["guests"]:
+            raise Failed(f"the test would have lost {list(vm['guests'])}")
+        world["lost"][name] = {key: vm[key] for key in ("slot", "generation", "created")}
+        return {"changed": True}
     if options["state"] == "absent":
         if name in world["lost"]:
             assert options["previous_disk"] == "keep", options
@@ -155,6 +161,11 @@ def wait_for_guest(world, me, options, _check):
 
 def guest(world, me, options, _check):
     vm, name = world["host_vms"][me], options["name"]
+    if options["state"] == "absent":
+        call(world, NAME, name, me, "absent")
+        if f"{name} stays up" in world["faults"] and not options["force"]:
+            raise Failed(f"{name} did not shut down")
+        return {"changed": vm["guests"].pop(name, None) is not None}
     if name not in vm["guests"]:
         written = Path(options["config"]).read_text()
         call(world, NAME, name, me)
