@@ -31,14 +31,9 @@ _WARNING = re.compile(r"warning: ")
 _FOUND = re.compile(r"/dev/(?:(?:sd|hd|vd|xvd)[a-z]+\d*|nvme\d+(?:c\d+)?n\d+(?:p\d+)?|(?:dm-|loop|nbd|rbd|zd)\d+(?:p\d+)?)")
 
 
-def stable(option: str, path: str) -> str:
-    """The path of a disk that is the same one after a reboot, when playbooks/repair.yml attaches it; or InvalidInput."""
-    if _FOUND.fullmatch(path):
-        raise InvalidInput(
-            f"{option}: {path} may be another disk after a reboot, and would be attached as this one. Name it by its link in "
-            "/dev/disk/by-id, /dev/mapper or the folder of its volume group."
-        )
-    return path
+def is_stable(path: str) -> bool:
+    """Whether a path names the same disk after a reboot, when playbooks/repair.yml attaches what was recorded."""
+    return not _FOUND.fullmatch(path)
 
 
 def guest_drives(drives: Iterable[Drive]) -> dict[str, Drive]:

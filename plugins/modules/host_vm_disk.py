@@ -88,9 +88,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import InvalidInput
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_lock import LOCK_OPTION, keep_reserved
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm import DEFAULT_DIRECTORY, HostVms
-from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import HostVmDisk, plug_in, stable
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import HostVmDisk, is_stable, plug_in
 from ansible_collections.vmbeam.xen.plugins.module_utils._module import run_module, state_diff
 from ansible_collections.vmbeam.xen.plugins.module_utils._wait import Deadline
 from ansible_collections.vmbeam.xen.plugins.module_utils._xl import Xl
@@ -105,9 +106,15 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     keep_reserved(params["lock"], check=module.check_mode)
 
     xl = Xl()
-    domain, _record = HostVms(xl, _checks.path("directory", params["directory"])).find(name)
+    host_vms = HostVms(xl, _checks.path("directory", params["directory"]))
+    domain, _record = host_vms.find(name)
     if wanted == "attached":
-        path = stable("path", _checks.path("path", params["path"]))
+        path = _checks.path("path", params["path"])
+        if not is_stable(path) and not _is_attached(host_vms, path):
+            raise InvalidInput(
+                f"path: {path} may be another disk after a reboot, and would be attached as this one. Name it by its link "
+                "in /dev/disk/by-id, /dev/mapper or the folder of its volume group."
+            )
         seen = plug_in(xl, name, domain, disk, path, deadline, check=module.check_mode)
         there = seen is not None and seen.attached
         return _result(not there, _state(name, disk, path if there else None), _state(name, disk, path))
@@ -120,6 +127,12 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         target.detach(deadline)
     before = _state(name, disk, seen.path if seen and seen.attached else None)
     return _result(seen is not None, before, _state(name, disk, None))
+
+
+def _is_attached(host_vms: HostVms, path: str) -> bool:
+    """Whether a host VM has it, so that it is only to be passed on."""
+    seen = (host_vms.describe(name, *host_vms.find(name)) for name in host_vms.names())
+    return any(disk["path"] == path for host_vm in seen for disk in host_vm["disks"] or [])
 
 
 def _state(host_vm: str, disk: str, path: str | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # Private to vmbeam.xen: not an interface for other collections.
-"""What is to be started again after a machine was rebooted, or a host VM of it was lost in another way.
+"""What is to be started again after a machine was shut down or rebooted, or a host VM of it was lost in another way.
 
 The host dom0's record (vmbeam.xen.guest_record) says which guests there were; here it is compared with what runs.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.vmbeam.xen.plugins.module_utils._guest import BY_ID, name_in
+from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import is_stable
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._moments import iso
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._observation import SLOTS, guest_name, slot_view
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._preflight import new_problem
@@ -30,6 +31,7 @@ NOTHING: dict[str, Any] = {
     "disks": [],
     "leftovers": [],
     "close_run": False,
+    "up_again": False,
     "steps": [],
 }
 
@@ -47,6 +49,8 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     - disks: [{id, path}] further ones to be attached: of guests that did not run
     - leftovers: names of other host VMs of which only files are left
     - close_run: whether the machine's record says that a run is under way, which is over then
+    - up_again: whether it says that guests were stopped for a reboot, which is over then; they may be missing in a host VM
+      that was not
 
     A machine on which both host VMs run, or whose only one does not answer, is none for this.
     """
@@ -56,7 +60,9 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     identities = {(slot["name"], slot["generation"]) for slot in existing}
     lost = [entry for entry in record if (entry["host_vm"], entry["generation"]) not in identities]
     leftovers = [slot for slot in slots.values() if not slot["exists"] and slot["generation"] is not None]
-    if len(existing) == 2 or not (lost or leftovers) or (existing and not existing[0]["reachable"]):
+    state = observed.get("state") or {}
+    stopped = (state.get("down") or {}).get("guests") or []
+    if len(existing) == 2 or not (lost or leftovers or stopped) or (existing and not existing[0]["reachable"]):
         return NOTHING
     if not existing and not lost:
         return NOTHING
@@ -64,8 +70,8 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     if target is None:
         return NOTHING
 
-    run = (observed.get("state") or {}).get("run") or {}
-    runs = _last_known(lost)
+    run = state.get("run") or {}
+    runs = _last_known(lost) | dict.fromkeys(stopped, True)
     # Where such a guest was the record need not say: it is written before guests move, and after.
     if {run.get("source"), run.get("destination")} & {slot["name"] for slot in leftovers}:
         runs |= dict.fromkeys(_names_of(run), True)
@@ -87,9 +93,8 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
             result["configurations"].append(config)
         if not runs[name]:
             continue
-        pathless = [disk for disk in guest["disks"] if disk not in paths]
-        if not config or pathless:
-            why = f"it is not recorded where its disk {', '.join(pathless)} is" if config else UNCONFIGURED
+        why = UNCONFIGURED if not config else _disk_problem(guest["disks"], paths, attached)
+        if why:
             result["unknown"].append({"name": name, "why": why})
             continue
         disks = [{"id": disk, "path": paths[disk], "target": BY_ID + disk} for disk in guest["disks"]]
@@ -105,7 +110,8 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     if result["start"]:
         generations = [slot["generation"] or 0 for slot in slots.values()]
         result["generation"] = max([*generations, *(entry["generation"] for entry in record)]) + 1
-    if not (result["start"] or result["guests"] or result["unknown"] or result["configurations"] or result["disks"]):
+    result["up_again"] = bool(stopped) and whole
+    if not any(result[kind] for kind in ("start", "guests", "unknown", "configurations", "disks", "up_again")):
         return NOTHING
     result["close_run"] = bool(run) and whole
     result["steps"] = _steps(result)
@@ -136,11 +142,14 @@ def foreseen(observed: dict[str, Any], planned: dict[str, Any], settings: dict[s
     }
     gone = {target["name"], *planned["leftovers"]}
     state = observed.get("state") or {}
+    over = {"run": None} if planned["close_run"] else {}
+    if planned["up_again"]:
+        over["down"] = None
     return {
         **observed,
         "host_vms": [*(vm for vm in observed["host_vms"] if vm["name"] not in gone), host_vm],
         "guest_dom0s": {planned["slot"]: dom0},
-        "state": dict(state, run=None) if planned["close_run"] else state,
+        "state": state | over,
         "guest_record": [],
     }
 
@@ -201,7 +210,7 @@ def missing(observed: dict[str, Any], settings: dict[str, Any]) -> list[dict[str
     return [
         new_problem(
             "missing guests",
-            f"{', '.join(names)} ran in a host VM that is lost, and run nowhere now",
+            f"{', '.join(names)} ran in a host VM that is lost, or before a reboot began, and run nowhere now",
             f"playbooks/repair.yml starts them in {planned['host_vm']} (--check shows how); those that were stopped on "
             "purpose are named with -e vmbeam_confirm_gone",
         )
@@ -221,6 +230,15 @@ def _chosen(
     if settings.get("destination_slot"):
         return slots[settings["destination_slot"]]
     return max(slots.values(), key=lambda slot: newest[slot["name"]])
+
+
+def _disk_problem(disks: list[str], paths: dict[str, str], attached: dict[str, str]) -> str | None:
+    """Return why a guest with these disks cannot be given them, None if it can."""
+    pathless = [disk for disk in disks if disk not in paths]
+    if pathless:
+        return f"it is not recorded where its disk {', '.join(pathless)} is"
+    moved = [paths[disk] for disk in disks if disk not in attached and not is_stable(paths[disk])]
+    return f"{', '.join(moved)} may be another disk since: attach the right one" if moved else None
 
 
 def _last_known(lost: list[dict[str, Any]]) -> dict[str, bool]:
@@ -263,4 +281,6 @@ def _steps(planned: dict[str, Any]) -> list[str]:
     steps += [f"move the disk of {leftover}, which is lost, aside" for leftover in planned["leftovers"]]
     if planned["close_run"]:
         steps.append("record that the run that was under way is over")
+    if planned["up_again"]:
+        steps.append("record that the guests that were stopped for a reboot run again")
     return steps

@@ -77,6 +77,32 @@ def test_in_the_middle_of_a_rejuvenation_the_newer_one_gets_all():
     assert restart(rebooted(source, destination, state=state), destination_slot="a")["host_vm"] == "m1-a"
 
 
+def test_guests_that_were_stopped_for_a_reboot_start_in_the_host_vm_that_still_runs():
+    """The reboot was cut: meanwhile the record has app1 as one that does not run."""
+    record = [entry("a", 7, kept("web1"), kept("app1", runs=False))]
+    files = [kept("web1")["config"], kept("app1")["config"]]
+    disks = [{"id": f"{name}-root", "path": f"/guests/{name}-root.raw"} for name in ("web1", "app1")]
+    seen = {
+        "host_vms": [host_vm("a", generation=7, disks=disks)],
+        "guest_dom0s": {"a": dom0(guest("web1"), configurations=files)},
+        "guest_record": record,
+    }
+    assert restart(observe(**seen))["steps"] == []
+
+    made = restart(observe(**seen, state={"run": None, "down": {"since": 1.0, "guests": ["app1", "web1"]}}))
+
+    assert (made["host_vm"], made["start"], made["up_again"]) == ("m1-a", False, True)
+    assert names(made["guests"]) == ["app1"]
+    assert made["steps"][-1] == "record that the guests that were stopped for a reboot run again"
+
+
+def test_a_disk_that_may_be_another_one_since_is_not_attached():
+    observed = rebooted(entry("a", 7, kept("web1"), kept("app1"), disks={"web1-root": "/dev/sdb", "app1-root": "/dev/vg0/app1"}))
+    made = restart(observed)
+    assert names(made["guests"]) == ["app1"]
+    assert made["unknown"] == [{"name": "web1", "why": "/dev/sdb may be another disk since: attach the right one"}]
+
+
 def test_a_restart_that_was_cut_goes_on():
     observed = rebooted(entry("a", 7, kept("web1"), kept("app1")))
     running = dom0(guest("app1"), configurations=[kept("app1")["config"]])

@@ -569,6 +569,16 @@ def test_a_disk_that_may_be_another_after_a_reboot_is_refused(machine, start, di
     assert result["msg"].startswith(f"path: {path} may be another disk after a reboot")
 
 
+def test_a_disk_that_a_host_vm_has_is_passed_on_whatever_its_name(machine, start, disk):
+    start(name="m1-a", slot="a")
+    disk(host_vm="m1-a", path=str(machine.disk))
+    start()
+    domains = machine.read("source")
+    domains[0]["drives"]["vmbeam-web1-root"]["path"] = "/dev/sdzz"
+    machine.write("source", domains)
+    assert disk(path="/dev/sdzz")["msg"].startswith("path: /dev/sdzz does not exist")
+
+
 @pytest.mark.parametrize("path", ["/dev/vg0/sdb", "/dev/disk/by-id/nvme-x", "/dev/mapper/dm-3", "/srv/sdb"])
 def test_a_disk_that_stays_the_same_is_not_refused_for_its_name(machine, start, disk, path):
     start()
