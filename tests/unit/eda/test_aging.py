@@ -39,6 +39,10 @@ _spec.loader.exec_module(aging)
 HANG = 120  # seconds
 
 
+class Raw(bytes):
+    """What a server answers that does not speak HTTP as it should."""
+
+
 class Prometheus:
     """A server that answers as it is told, one answer after the other, the last one for ever."""
 
@@ -54,6 +58,9 @@ class Prometheus:
                 answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
                 if answer == "hang":
                     outer.slow.wait(HANG)
+                if isinstance(answer, Raw):
+                    self.wfile.write(answer)
+                    return
                 code, body = answer if isinstance(answer, tuple) else (200, answer)
                 body = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(code)
@@ -88,6 +95,7 @@ def vector(*elements: tuple[dict[str, str], float]) -> dict[str, Any]:
 
 DUE = vector(({"__name__": "vmbeam_aging_due", "machine": "m1", "indicator": "xen_heap", "reason": "full in 2 h"}, 1))
 NOBODY = vector()
+BOTH = vector(({"machine": "m1"}, 1), ({"machine": "m2"}, 1))
 
 
 def events(prometheus: Prometheus, turns: int, **args: Any) -> list[dict[str, Any]]:
@@ -129,8 +137,42 @@ def test_a_machine_that_is_due_is_told_once(prometheus):
 
 
 def test_a_machine_that_is_due_again_is_told_again(prometheus):
-    prometheus.answers = [DUE, NOBODY, DUE, NOBODY]
-    assert len(events(prometheus, 4)) == 2
+    prometheus.answers = [DUE, NOBODY, NOBODY, NOBODY, DUE, NOBODY]
+    assert len(events(prometheus, 6)) == 2
+
+
+def test_an_answer_or_two_without_a_machine_are_no_cure(prometheus):
+    prometheus.answers = [DUE, NOBODY, DUE, NOBODY, NOBODY, DUE]
+    assert len(events(prometheus, 7)) == 1
+
+
+def names(found: list[dict[str, Any]]) -> list[str]:
+    return [event["aging"]["machine"] for event in found]
+
+
+def test_the_next_machine_is_told_once_the_one_before_is_cured(prometheus):
+    prometheus.answers = [BOTH]
+    assert names(events(prometheus, 5)) == ["m1"]
+    prometheus.requests.clear()
+    prometheus.answers = [BOTH, vector(({"machine": "m2"}, 1))]
+    assert names(events(prometheus, 4)) == ["m1", "m2"]
+
+
+def test_a_machine_is_told_by_the_answer_of_that_moment(prometheus):
+    """m2 was due when m1 was told, and is not any more when its turn comes."""
+    prometheus.answers = [BOTH, BOTH, NOBODY]
+    assert names(events(prometheus, 6)) == ["m1"]
+
+
+def test_a_machine_that_stays_due_does_not_keep_the_others_for_ever():
+    now = 0.0
+    machines = [{"machine": name} for name in ("m1", "m2", "m3")]
+    watch = aging.Watch(1000, 100, clock=lambda: now)
+    told = {}
+    for now in (0.0, 60.0, 100.0, 160.0, 200.0, 300.0, 1000.0):
+        news = watch.news(machines)
+        told[now] = news and news["machine"]
+    assert told == {0.0: "m1", 60.0: None, 100.0: "m2", 160.0: None, 200.0: "m3", 300.0: None, 1000.0: "m1"}
 
 
 def test_silence_and_nonsense_are_no_news(prometheus):
@@ -138,6 +180,8 @@ def test_silence_and_nonsense_are_no_news(prometheus):
     for answer in (
         (500, b"oops"),
         b"<html>",
+        Raw(b"oops\r\n\r\n"),
+        Raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{"),
         (400, json.dumps(failure).encode()),
         {"status": "success", "data": {"resultType": "matrix", "result": []}},
         {"status": "success", "data": []},
@@ -181,7 +225,8 @@ def test_labels_and_values(prometheus):
             ({"other": "m4"}, 1),
         )
     ]
-    found = events(prometheus, 1, query='due{job="xen"} > 0', machine_label="host", indicator_label="what")
+    query = 'due{job="xen"} > 0'
+    found = events(prometheus, 2, query=query, machine_label="host", indicator_label="what", patience=0)
     assert [(event["aging"]["machine"], event["aging"]["indicator"]) for event in found] == [
         ("m1", "domids"),
         ("m3.example.org", ""),
@@ -207,13 +252,16 @@ def test_alerts(prometheus):
 
 def test_who_stays_due_is_told_again_after_a_while():
     now = 0.0
-    watch = aging.Watch(100, clock=lambda: now)
+    watch = aging.Watch(100, 0, clock=lambda: now)
     told = []
     for now in (0.0, 60.0, 100.0, 160.0, 200.0):
-        told += [now for _news in watch.news([{"machine": "m1"}])]
+        if watch.news([{"machine": "m1"}]):
+            told.append(now)
     assert told == [0.0, 100.0, 200.0]
-    never = aging.Watch(0, clock=lambda: now)
-    assert [len(never.news([{"machine": "m1"}])) for now in (0.0, 1e9)] == [1, 0]
+    never = aging.Watch(0, 0, clock=lambda: now)
+    assert never.news([{"machine": "m1"}])
+    now = 1e9
+    assert not never.news([{"machine": "m1"}])
 
 
 @pytest.mark.parametrize(
@@ -225,6 +273,7 @@ def test_who_stays_due_is_told_again_after_a_while():
         ({"url": "http://p", "query": "x", "alert": "y"}, "not both"),
         ({"url": "http://p", "interval": 0}, "greater than 0"),
         ({"url": "http://p", "timeout": -1}, "greater than 0"),
+        ({"url": "http://p", "patience": -1}, "less than 0"),
     ],
 )
 def test_arguments_that_cannot_be_used_end_the_source(args, words):

@@ -10,6 +10,10 @@ short_description: Machines whose hypervisors have aged
 description:
   - Asks a Prometheus server, over and over, for machines that are due for rejuvenation, and gives an event for each
     that becomes due. For one that stays due the event is given again after O(repeat_after).
+  - One machine is told at a time. ansible-rulebook keeps events while an action runs, so those of one answer would be
+    acted on hours later, whatever has become of the machines. The next machine is told once the one before is not due
+    any more, or after O(patience), and only if it is due in the answer of that moment.
+  - A machine that three answers in a row do not have is not due any more.
   - An event is C(aging), with C(machine), C(indicator), C(reason), C(value) and C(labels).
   - A server that does not answer is asked again at the next turn, with a message in the log.
 author:
@@ -54,6 +58,12 @@ options:
     description: Seconds after which a machine that is still due is told again; 0 for never.
     type: float
     default: 86400
+  patience:
+    description: >-
+      Seconds for which a machine that was told and stays due, as its rejuvenation takes long or has failed, keeps the
+      next one from being told. With 0 each answer may give an event.
+    type: float
+    default: 7200
   headers:
     description: Further headers of the request, such as C(Authorization).
     type: dict
@@ -77,6 +87,7 @@ EXAMPLES = r"""
 """
 
 import asyncio
+import http.client
 import json
 import logging
 import re
@@ -94,6 +105,8 @@ logger = logging.getLogger(__name__)
 #: Bytes of an answer that are read; more is an error.
 LIMIT = 16 << 20
 
+#: Answers in a row that a machine has to be missing from: a single scrape that failed is no cure.
+GONE_AFTER = 3
 
 # Rulebooks hand words on to playbooks, which would evaluate a template in them.
 _NO_BRACES = str.maketrans("{}", "()")
@@ -118,6 +131,7 @@ class Settings:
     interval: float = 60
     timeout: float = 10
     repeat_after: float = 86400
+    patience: float = 7200
     headers: dict[str, str] = field(default_factory=dict)
     ca_file: str | None = None
 
@@ -133,8 +147,10 @@ class Settings:
         if "query" in args and "alert" in args:
             raise ValueError("aging: give query or alert, not both")
         found = cls(**{name: args[name] for name in known if name in args})
-        if not (float(found.interval) > 0 and float(found.timeout) > 0 and float(found.repeat_after) >= 0):
-            raise ValueError("aging: interval and timeout must be greater than 0, repeat_after not less than 0")
+        if not (float(found.interval) > 0 and float(found.timeout) > 0):
+            raise ValueError("aging: interval and timeout must be greater than 0")
+        if not (float(found.repeat_after) >= 0 and float(found.patience) >= 0):
+            raise ValueError("aging: repeat_after and patience must not be less than 0")
         return found
 
     @property
@@ -150,6 +166,7 @@ def fetch(settings: Settings) -> Any:
     """Return the data of Prometheus's answer.
 
     :raises OSError: no connection, no answer in time, or one that is an error
+    :raises http.client.HTTPException: it is cut, or not HTTP
     :raises BadAnswer: it is not Prometheus's
     """
     context = ssl.create_default_context(cafile=settings.ca_file) if settings.address.startswith("https") else None
@@ -222,39 +239,42 @@ def _event(labels: dict[str, str], notes: dict[str, str], value: Any, settings: 
 
 
 class Watch:
-    """Remembers who was due, so that each becomes an event once and not at every turn."""
+    """Remembers who was told, so that each becomes an event once and not at every turn, one after the other."""
 
-    def __init__(self, repeat_after: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, repeat_after: float, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._repeat_after = repeat_after
+        self._patience = patience
         self._clock = clock
         self._told: dict[str, float] = {}
+        self._missed: dict[str, int] = {}
 
-    def news(self, machines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return those of the machines that are due now of which an event is to be given."""
-        now, machines = self._clock(), list(machines)
-        self._told = {name: at for name, at in self._told.items() if name in {found["machine"] for found in machines}}
-        new = [
-            found
-            for found in machines
-            if found["machine"] not in self._told
-            or (self._repeat_after and now - self._told[found["machine"]] >= self._repeat_after)
-        ]
-        self._told.update({found["machine"]: now for found in new})
-        return new
+    def news(self, machines: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        """Return the one of the machines that are due now of which an event is to be given, if there is one."""
+        now, due_now = self._clock(), {found["machine"]: found for found in machines}
+        self._missed = {name: 0 if name in due_now else self._missed.get(name, 0) + 1 for name in self._told}
+        self._told = {name: at for name, at in self._told.items() if self._missed[name] < GONE_AFTER}
+        if any(now - at < self._patience for at in self._told.values()):
+            return None
+        for name, found in due_now.items():
+            if name not in self._told or (self._repeat_after and now - self._told[name] >= self._repeat_after):
+                self._told[name] = now
+                return found
+        return None
 
 
 async def main(queue: asyncio.Queue[Any], args: dict[str, Any]) -> None:
     """Put events into the queue until it is cancelled. Raises ValueError for arguments that cannot be used."""
     settings = Settings.of(args)
-    watch = Watch(float(settings.repeat_after))
+    watch = Watch(float(settings.repeat_after), float(settings.patience))
     while True:
         try:
             machines = due(await asyncio.to_thread(fetch, settings), settings)
-        except (OSError, BadAnswer) as exc:
+        except (OSError, http.client.HTTPException, BadAnswer) as exc:
             # Neither news nor the end of them: who was due counts as due still.
             logger.warning("aging: %s: %s", settings.url, exc)
         else:
-            for machine in watch.news(machines):
+            machine = watch.news(machines)
+            if machine:
                 await queue.put({"aging": machine})
         await asyncio.sleep(float(settings.interval))
 
