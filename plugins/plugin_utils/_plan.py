@@ -202,9 +202,13 @@ def freshness(slot: dict[str, Any], observed: dict[str, Any], settings: dict[str
     current = observed["image"].get("sha256")
     if current and slot["image_sha256"] != current:
         return False, f"{label} was made from another image than the current golden image"
-    if settings.get("due_reason"):
-        return False, f"{label} is due because of aging: {settings['due_reason']}"
-    return True, f"{label} is fresh: {duration(age)} old, limit {duration(limit)}, current golden image"
+    fresh = f"{label} is fresh: {duration(age)} old, limit {duration(limit)}, current golden image"
+    aged, youngest = settings.get("due_reason"), float(settings.get("aging_min_age", 0))
+    if aged and age < youngest:
+        return True, f"{fresh}; not due because of aging before it is {duration(youngest)} old: {aged}"
+    if aged:
+        return False, f"{label} is due because of aging: {aged}"
+    return True, fresh
 
 
 def _unknown_guests(plan: dict[str, Any], observed: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, Any]]:

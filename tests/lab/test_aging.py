@@ -55,9 +55,9 @@ def await_samples(lab, slot: str, count: int) -> None:
 def judged_by(policy: dict) -> list[str]:
     """Return the arguments that judge by a policy.
 
-    However long ago the lab's saved state was made, its host VM counts as young.
+    However long ago the lab's saved state was made, its host VM counts as young, and is not too young to have aged.
     """
-    return ["-e", json.dumps({"vmbeam_aging_policy": policy, "vmbeam_max_age": 10**9})]
+    return ["-e", json.dumps({"vmbeam_aging_policy": policy, "vmbeam_max_age": 10**9, "vmbeam_aging_min_age": 0})]
 
 
 def changed(output: str) -> int:

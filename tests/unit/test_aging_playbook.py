@@ -64,7 +64,7 @@ def play(fake_xen, tmp_path):
 
 def test_the_table_and_the_plan(play):
     policy = {"exhaustion_within": 0, "thresholds": {"highest_domid": 5}}
-    _code, output = play("aging.yml", "plan.yml", vmbeam_aging_policy=policy)
+    _code, output = play("aging.yml", "plan.yml", vmbeam_aging_policy=policy, vmbeam_aging_min_age=0)
     assert "Validating arguments against arg spec 'assess'" in output
     assert "m1: aging score 1.60, due: m1-a: highest_domid is 8, at or over the threshold of 5" in output
     assert re.search(r"(?m)m1  +dom0_available_memory", output)
@@ -74,6 +74,14 @@ def test_the_table_and_the_plan(play):
     )
     assert "changed=0" in output
     assert "changed=1" not in output
+
+
+def test_a_young_host_vm_is_left_alone_although_it_has_aged(play):
+    policy = {"exhaustion_within": 0, "thresholds": {"highest_domid": 5}}
+    code, output = play("aging.yml", "plan.yml", vmbeam_aging_policy=policy)
+    assert "m1: skip: m1-a (generation 1) is fresh" in output
+    assert "; not due because of aging before it is 24.0 h old: m1-a: highest_domid is 8," in output
+    assert code == 0
 
 
 def test_a_machine_that_has_not_aged_is_left_alone(play):

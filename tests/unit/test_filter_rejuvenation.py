@@ -78,6 +78,18 @@ class TestAction:
         )
         assert plan(fresh, due_reason="")["action"] == "skip"
 
+    @pytest.mark.parametrize(("seconds", "action"), [(DAY - 1, "skip"), (DAY, "rejuvenate")])
+    def test_a_host_vm_that_has_just_begun_has_not_aged(self, seconds, action):
+        young = observe(host_vms=[host_vm("a", created=age(seconds))])
+        made = plan(young, due_reason="m1-a: it leaks", aging_min_age=DAY)
+        assert made["action"] == action
+        # It is told in any case.
+        assert made["reason"].endswith(": m1-a: it leaks")
+        # The other reasons do not wait.
+        old_image = observe(host_vms=[host_vm("a", created=age(seconds), image_sha256="old")])
+        assert plan(old_image, aging_min_age=DAY)["action"] == "rejuvenate"
+        assert plan(young, due_reason="m1-a: it leaks", aging_min_age=DAY, force=True)["action"] == "rejuvenate"
+
     @pytest.mark.parametrize(
         ("record", "reason"),
         [
