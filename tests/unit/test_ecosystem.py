@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -153,6 +154,34 @@ def test_the_rulebook_gives_the_playbook_variables_that_it_knows():
 def rules_of_prometheus() -> list[dict[str, Any]]:
     [group] = yaml.safe_load((EXAMPLES / "prometheus" / "aging.rules.yml").read_text())["groups"]
     return group["rules"]
+
+
+def test_the_rules_of_prometheus_judge_what_is_there_over_a_day():
+    group = yaml.safe_load((EXAMPLES / "prometheus" / "aging.rules.yml").read_text())["groups"][0]
+    # Else a value that ended is current until the next turn.
+    assert group["interval"] == "1m"
+    judging = [rule["expr"] for rule in group["rules"] if rule.get("record") == "vmbeam_aging_exhausted_soon"]
+    assert len(judging) == 3
+    for expression in judging:
+        # A function over a range still answers for what is gone.
+        assert expression.endswith(" and vmbeam_aging_seen_for_a_day")
+        assert "[6h])[18h:1h])" in expression
+        # Guests take of it.
+        assert "deriv(vmbeam_aging_hypervisor_free_memory_bytes" not in expression
+    [seen] = [rule["expr"] for rule in group["rules"] if rule.get("record") == "vmbeam_aging_seen_for_a_day"]
+    assert seen.startswith("vmbeam_aging_uptime_seconds > 86400 ")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: it is in Debian's package prometheus")
+def test_the_rules_of_prometheus_do_what_they_say():
+    done = subprocess.run(
+        ["promtool", "test", "rules", ROOT / "tests" / "unit" / "eda" / "aging.rules.test.yml"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_rules_of_prometheus_use_metrics_that_there_are():
