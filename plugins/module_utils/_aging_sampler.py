@@ -27,9 +27,12 @@ def main(argv: Sequence[str] | None = None, dom0: Dom0 | None = None) -> int:
     seen = observe(dom0, before)
     for name, reason in seen.unavailable.items():
         sys.stderr.write(f"{name}: {reason}\n")  # the journal
-    history.append(Sample(seen.time, seen.boot_id, seen.values), options.max_bytes)
-    if options.metrics:
-        _aging_metrics.write(options.metrics, _aging_metrics.render(seen))
+    try:
+        history.append(Sample(seen.time, seen.boot_id, seen.values), options.max_bytes)
+    finally:
+        # They have to tell of a disk that is full, too.
+        if options.metrics:
+            _aging_metrics.write(options.metrics, _aging_metrics.render(seen))
     return 0
 
 

@@ -482,6 +482,13 @@ class TestSampler:
         assert [file.name for file in take.metrics.parent.iterdir()] == ["vmbeam_aging.prom"]
         assert take.metrics.stat().st_mode & 0o777 == 0o644
 
+    def test_a_full_disk_costs_the_time_series_and_not_the_metrics(self, dom0, tmp_path):
+        metrics = tmp_path / "vmbeam_aging.prom"
+        options = ["--history", "/dev/full", "--timeout", "5", "--metrics", str(metrics)]
+        with pytest.raises(OSError, match="No space left"):
+            _aging_sampler.main(options, dom0)
+        assert "vmbeam_aging_uptime_seconds 5432.1" in metrics.read_text()
+
     def test_the_journal_hears_what_could_not_be_read(self, take, dom0, capsys):
         dom0.xenstore = lambda: Xenstore("/no/such/socket")
         take()
