@@ -45,8 +45,9 @@ def make_plan(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     `observed` holds machine, now, hypervisor, host_vms, domains, image, free_disk_mb, guest_dom0s and state;
     `settings` holds the role's options. The plan's `action` is one of:
 
-    - skip: the active host VM is fresh, or of this run, nothing to do; or a guest that cannot move has the policy
-      skip_host; or only guests that the policy leave_and_skip keeps there are left to move
+    - skip: the active host VM is fresh, or of this run, nothing to do (a problem if it does not answer); or a guest
+      that cannot move has the policy skip_host; or only guests that the policy leave_and_skip keeps there are left to
+      move
     - rejuvenate: start the other slot's host VM and move every guest to it
     - resume: both host VMs run because an earlier run was cut; finish it
     - impossible: it is not known which host VM to move from or to; `problems` says why
@@ -94,6 +95,8 @@ def _decide(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         plan["reason"] = reason
         if fresh and (settings.get("done_in_run") or not settings.get("force")):
             plan["action"] = "skip"
+            # Young as it is, one that does not answer is not well.
+            plan["problems"] += silence_problems(plan, source, destination)
             plan["guests"] = [dict(_guest_view(guest), step="stay") for guest in source["guests"]]
             return plan
         if fresh:
@@ -117,7 +120,8 @@ def _decide(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     _place_guests(plan, source, destination, observed, settings)
     plan["problems"] += plan_problems(plan, source, destination, observed, settings)
     why_skip = _reason_to_skip(plan, source)
-    if why_skip:
+    # What is in a host VM that does not answer is not known.
+    if why_skip and not silence_problems(plan, source, destination):
         run = (observed.get("state") or {}).get("run") or {}
         unrecorded = plan["action"] == "resume" and run.get("destination") == destination["name"]
         return dict(plan, action="skip", reason=why_skip, batches=[], problems=[], unrecorded_run=unrecorded)

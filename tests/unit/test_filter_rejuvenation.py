@@ -64,6 +64,14 @@ class TestAction:
         assert "2.0 h old" in made["reason"]
         assert made["steps"] == []
 
+    @pytest.mark.parametrize("done", [False, True])
+    def test_fresh_host_vm_that_does_not_answer_is_a_problem(self, done):
+        young = observe(host_vms=[host_vm("a", created=age(60))], guest_dom0s={"a": SILENT})
+        made = plan(young, done_in_run=done)
+        assert (made["action"], problems(made)) == ("skip", ["guest dom0"])
+        # One that is not fresh has this problem once, too.
+        assert problems(plan(young, due_reason="m1-a: it leaks")) == ["guest dom0"]
+
     def test_fresh_host_vm_is_replaced_if_forced(self):
         made = plan(observe(host_vms=[host_vm("a", created=age(60))]), force=True)
         assert made["action"] == "rejuvenate"
