@@ -26,19 +26,25 @@ DEFAULTS: dict[str, Any] = {
 
 # Beyond, no order is worth having.
 _WORST = 100.0
+# What xl tells by itself. Not the counts of xenstore, which nobody is told if xenstored is in a domain of its own.
+_TOOLSTACK = ("highest_domid", "hypervisor_free_memory")
 
 
 def assess(dom0s: list[dict[str, Any]], policy: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return how urgently a machine needs rejuvenation.
 
-    `dom0s` are {name, place, info}: place is guest or host, info what module aging_info returned there. `policy` is
-    vmbeam_aging_policy. A score of 1 and more means due, with the reasons in words. Rejuvenation replaces what a
-    guest dom0 sees; what has aged below it goes to `host_reasons` and counts for nothing else.
+    `dom0s` are {name, place, info}: place is guest or host, info what module aging_info returned there, even if it
+    failed. `policy` is vmbeam_aging_policy. A score of 1 and more means due, with the reasons in words. Rejuvenation
+    replaces what a guest dom0 sees; what has aged below it goes to `host_reasons` and counts for nothing else.
+
+    A toolstack that does not answer has aged most of all. Of a dom0 that could not be asked, which may be for the
+    connection, `unavailable` tells and nothing else.
     """
     rules = _rules(policy or {})
-    rows = [row for dom0 in dom0s for row in _rows(dom0, rules)]
-    guest = [row for row in rows if row["place"] == "guest"]
-    host = [row for row in rows if row["place"] == "host"]
+    rows = [row for dom0 in dom0s if _answered(dom0) for row in _rows(dom0, rules)]
+    unavailable = [row for dom0 in dom0s for row in _unavailable(dom0)]
+    guest = [row for row in rows + unavailable if row["place"] == "guest"]
+    host = [row for row in rows + unavailable if row["place"] == "host"]
     score = max((row["score"] for row in guest), default=0.0)
     return {
         "score": score,
@@ -46,6 +52,7 @@ def assess(dom0s: list[dict[str, Any]], policy: dict[str, Any] | None = None) ->
         "reasons": _reasons(guest),
         "host_reasons": _reasons(host),
         "indicators": rows,
+        "unavailable": unavailable,
     }
 
 
@@ -55,6 +62,10 @@ def describe(assessment: dict[str, Any], machine: str) -> list[str]:
     lines = [f"{machine}: aging score {assessment['score']:.2f}, {verdict}"]
     if assessment["host_reasons"]:
         lines.append(f"Below it, where rejuvenation does not help: {'; '.join(assessment['host_reasons'])}")
+    lines += [
+        f"{row['dom0']}: could not read {', '.join(row['indicators']) or 'anything'} ({row['why']})"
+        for row in assessment["unavailable"]
+    ]
     rows = [
         {
             **row,
@@ -105,6 +116,35 @@ def _rows(dom0: dict[str, Any], rules: dict[str, Any]) -> list[dict[str, Any]]:
                 **{key: trend.get(key) for key in ("trend", "slope", "p", "samples", "span", "seconds_to_exhaustion")},
                 "score": max(score for score, _reason in judged),
                 "reasons": [f"{dom0['name']}: {reason}" for score, reason in judged if score >= 1],
+            }
+        )
+    return rows
+
+
+def _answered(dom0: dict[str, Any]) -> bool:
+    return "indicators" in dom0["info"]
+
+
+def _unavailable(dom0: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return why indicators of a dom0 could not be read, those of one cause together, none if it was not asked."""
+    causes: dict[str, list[str]] = {}
+    if _answered(dom0):
+        for name, why in dom0["info"]["unavailable"].items():
+            causes.setdefault(why, []).append(name)
+    else:
+        causes[str(dom0["info"].get("msg") or "no answer")] = []
+    rows = []
+    for cause, names in causes.items():
+        why = " ".join(cause.split()).rstrip(".")
+        stuck = not set(names).isdisjoint(_TOOLSTACK)
+        rows.append(
+            {
+                "dom0": dom0["name"],
+                "place": dom0["place"],
+                "indicators": names,
+                "why": why,
+                "score": _WORST if stuck else 0.0,
+                "reasons": [f"{dom0['name']}: its toolstack does not answer ({why})"] if stuck else [],
             }
         )
     return rows

@@ -40,7 +40,9 @@ def play(fake_xen, tmp_path):
         "vmbeam_guest_hypervisor_image": str(image),
         "vmbeam_state_file": str(tmp_path / "state.json"),
     }
-    hosts = {"m1": machine, "m1-a": local, "m1-b": local}
+    # One that is not there is a guest dom0 that does not answer.
+    guest_dom0 = {**local, "ansible_python_interpreter": f"{{{{ guest_python | default('{sys.executable}') }}}}"}
+    hosts = {"m1": machine, "m1-a": guest_dom0, "m1-b": local}
     inventory = tmp_path / "inventory.json"
     inventory.write_text(json.dumps({"vmbeam_hosts": {"hosts": {"m1": machine}}, "dom0s": {"hosts": hosts}}))
 
@@ -82,6 +84,15 @@ def test_a_young_host_vm_is_left_alone_although_it_has_aged(play):
     assert "m1: skip: m1-a (generation 1) is fresh" in output
     assert "; not due because of aging before it is 24.0 h old: m1-a: highest_domid is 8," in output
     assert code == 0
+
+
+def test_a_guest_dom0_that_does_not_answer_is_told_and_its_machine_refused(play):
+    code, output = play("aging.yml", "plan.yml", vmbeam_aging_policy={"exhaustion_within": 0}, guest_python="/none")
+    assert "m1: aging score 0.00, not due" in output
+    assert "m1-a: could not read anything (" in output
+    assert "m1: skip: m1-a (generation 1) is fresh" in output
+    assert "m1 is not rejuvenated, nothing was touched: (1) the guest dom0 of m1-a does not answer" in output
+    assert code != 0
 
 
 def test_a_machine_that_has_not_aged_is_left_alone(play):

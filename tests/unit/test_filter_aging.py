@@ -234,8 +234,39 @@ class TestAssessment:
         assert made["host_reasons"] == ["m1: dom0_available_memory is 10 MiB, at or under the threshold of 100 MiB"]
 
     def test_nothing_to_judge(self):
-        assert assess() == {"score": 0.0, "due": False, "reasons": [], "host_reasons": [], "indicators": []}
+        nothing = {"reasons": [], "host_reasons": [], "indicators": [], "unavailable": []}
+        assert assess() == {"score": 0.0, "due": False, **nothing}
         assert FILTERS["aging_text"](assess(), "m1") == ["m1: aging score 0.00, not due", "Nothing could be read."]
+
+    def lacking(self, **unavailable: str) -> dict[str, Any]:
+        return {**info(indicator("dom0_available_memory", 900)), "unavailable": unavailable}
+
+    def test_a_toolstack_that_does_not_answer_is_due_before_all_others(self):
+        why = "xl list -v did not end\nwithin 60 s."
+        made = assess(dom0(self.lacking(highest_domid=why, xenstore_nodes=why)), exhaustion_within=0)
+        assert (made["due"], made["score"]) == (True, 100.0)
+        told = "xl list -v did not end within 60 s"
+        assert made["reasons"] == [f"m1-a: its toolstack does not answer ({told})"]
+        assert f"m1-a: could not read highest_domid, xenstore_nodes ({told})" in FILTERS["aging_text"](made, "m1")
+
+    def test_a_toolstack_that_does_not_answer_below_is_not_cured(self):
+        made = assess(dom0(self.lacking(hypervisor_free_memory="xl info failed"), "host", "m1"), exhaustion_within=0)
+        assert (made["due"], made["score"]) == (False, 0.0)
+        assert made["host_reasons"] == ["m1: its toolstack does not answer (xl info failed)"]
+
+    @pytest.mark.parametrize(
+        ("found", "line"),
+        [
+            # A xenstored in a domain of its own has no socket.
+            ({"xenstore_nodes": "no socket"}, "m1-a: could not read xenstore_nodes (no socket)"),
+            (None, "m1-a: could not read anything (No route to host)"),
+        ],
+    )
+    def test_what_may_have_another_cause_is_told_only(self, found, line):
+        answer = self.lacking(**found) if found else {"unreachable": True, "msg": "No route to host"}
+        made = assess(dom0(answer))
+        assert (made["due"], made["score"]) == (False, 0.0)
+        assert line in FILTERS["aging_text"](made, "m1")
 
     @pytest.mark.parametrize(
         ("policy", "words"),
