@@ -18,31 +18,35 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-#: What the test can say at all, whatever is asked for.
+#: Of fewer values the test can say nothing at all, whatever is asked for.
 FEWEST_SAMPLES = 4
 
 
 def trends(info: dict[str, Any], significance: float = 0.01, min_samples: int = 12) -> dict[str, dict[str, Any]]:
     """Return the trend of each indicator of what module aging_info returned, by name.
 
-    Each has `trend` (increasing, decreasing, none, or unknown with fewer than `min_samples` values), `p`, `slope`
-    (Sen's, in units a second), `samples`, `span` (seconds between the first and the last value) and
-    `seconds_to_exhaustion`, None unless a trend that is significant leads there.
+    Each has `trend` (increasing, decreasing, none, or unknown with fewer than `min_samples` samples), `p`, `slope`
+    (Sen's, in units a second), `samples` (how many the values stand for), `span` (seconds between the first and the
+    last value) and `seconds_to_exhaustion`, None unless a trend that is significant leads there.
     """
     libraries = _libraries()
     times = info["series"]["times"]
     columns = info["series"]["indicators"]
+    # Of many samples aging_info makes one value of several.
+    each = info["series"]["samples"] / max(len(times), 1)
     found = {}
     for indicator in info["indicators"]:
         column = columns.get(indicator["name"]) or [None] * len(times)
         earlier = [(at, value) for at, value in zip(times, column, strict=True) if value is not None]
         points = [point for point in earlier if point[0] < info["time"]] + [(info["time"], indicator["value"])]
-        found[indicator["name"]] = _trend(points, indicator, significance, min_samples, *libraries)
+        samples = round(each * (len(points) - 1)) + 1
+        found[indicator["name"]] = _trend(points, samples, indicator, significance, min_samples, *libraries)
     return found
 
 
 def _trend(
     points: Sequence[tuple[float, float]],
+    samples: int,
     indicator: dict[str, Any],
     significance: float,
     min_samples: int,
@@ -54,11 +58,11 @@ def _trend(
         "trend": "unknown",
         "p": None,
         "slope": None,
-        "samples": len(points),
+        "samples": samples,
         "span": round(span, 3),
         "seconds_to_exhaustion": None,
     }
-    if len(points) < max(min_samples, FEWEST_SAMPLES):
+    if samples < min_samples or len(points) < FEWEST_SAMPLES:
         return trend
     # Seconds since the first sample: those since the epoch would cost digits.
     times, values = [at - points[0][0] for at, _value in points], [float(value) for _at, value in points]

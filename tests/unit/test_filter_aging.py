@@ -134,6 +134,13 @@ class TestTrend:
         # The test needs some, whatever is asked for.
         assert FILTERS["aging_trend"](aged([3.0, 2.0, 1.0]), 0.5, 1)["memory"]["trend"] == "unknown"
 
+    def test_a_value_counts_as_the_samples_that_it_stands_for(self):
+        thinned = aged([500.0 - index for index in range(41)])
+        thinned["series"]["samples"] = 400
+        found = FILTERS["aging_trend"](thinned, 0.01, 401)["memory"]
+        assert (found["trend"], found["samples"]) == ("decreasing", 401)
+        assert FILTERS["aging_trend"](thinned, 0.01, 402)["memory"]["trend"] == "unknown"
+
     def test_no_series(self):
         assert FILTERS["aging_trend"](info(indicator("memory", 5)))["memory"]["trend"] == "unknown"
 
