@@ -12,22 +12,35 @@ from typing import Any
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._moments import seconds_of
 
 _PREFIX = "vmbeam_rejuvenation_"
+# Name, explanation and value of a metric.
+_Figure = tuple[str, str, Any]
 
 
-def metrics_text(record: dict[str, Any]) -> str:
+def metrics_text(record: dict[str, Any], refused_at: float | None = None) -> str:
     """Return the metrics of a machine from its record, whose `history` ends with the last run.
 
-    What is not known is left out: a metric that is absent is not taken for a zero. None has a label: who
-    scrapes the machine knows its name.
+    `refused_at` is when a run was refused just now (seconds since the epoch), None if none was. What is not known is
+    left out: a metric that is absent is not taken for a zero. None has a label: who scrapes the machine knows its name.
     """
-    history = record["history"]
-    if not history:
-        return ""
+    history = record.get("history") or []
+    figures = [
+        *(_of_last_run(history) if history else []),
+        ("last_refused_timestamp_seconds", "When a run was last refused; absent once one has ended since.", refused_at),
+    ]
+    lines: list[str] = []
+    for name, text, value in figures:
+        if value is not None:
+            metric = _PREFIX + name
+            lines += [f"# HELP {metric} {text}", f"# TYPE {metric} gauge", f"{metric} {_number(value)}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _of_last_run(history: list[dict[str, Any]]) -> list[_Figure]:
     last = history[-1]
     # A run that was cut before it was recorded left the names of its guests only.
     guests = [guest for guest in last.get("guests", []) if isinstance(guest, dict)]
     completed = [run["finished"] for run in history if run["outcome"] == "completed"]
-    figures = [
+    return [
         ("last_run_success", "Whether the last run completed.", int(last["outcome"] == "completed")),
         ("last_run_timestamp_seconds", "When the last run ended.", seconds_of(last["finished"])),
         (
@@ -49,12 +62,6 @@ def metrics_text(record: dict[str, Any]) -> str:
         ),
         ("last_run_generation", "Generation of the host VM that the last run moved to.", last.get("generation")),
     ]
-    lines: list[str] = []
-    for name, text, value in figures:
-        if value is not None:
-            metric = _PREFIX + name
-            lines += [f"# HELP {metric} {text}", f"# TYPE {metric} gauge", f"{metric} {_number(value)}"]
-    return "\n".join(lines) + "\n"
 
 
 def _number(value: Any) -> str:

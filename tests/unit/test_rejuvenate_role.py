@@ -709,10 +709,18 @@ def test_a_cut_run_that_keeps_the_old_host_vm_has_nothing_to_repair(machines):
     (machines.folder / "m1-state.json").write_text(json.dumps({**state, "run": {**run, "run_id": "night"}}))
 
     done = machines.run(
-        **options, vmbeam_repair_only=True, vmbeam_run_id="mend", vmbeam_audit_file=f"{machines.folder}/log"
+        **options,
+        vmbeam_repair_only=True,
+        vmbeam_run_id="mend",
+        vmbeam_audit_file=f"{machines.folder}/log",
+        vmbeam_textfile_directory=str(machines.folder),
     )
 
     assert done.returncode == 0
+    # What is told of the last run is of the one that was closed.
+    finished = datetime.datetime.fromisoformat(machines.read("m1", "state")["history"][-1]["finished"]).timestamp()
+    told = (machines.folder / "vmbeam_rejuvenation.prom").read_text()
+    assert f"last_run_timestamp_seconds {finished:.3f}" in told
     assert "runs nowhere" not in done.stdout
     state = machines.read("m1", "state")
     assert state["run"] is None
@@ -934,11 +942,16 @@ def test_preflight_is_made_again_before_each_machine(machines):
     change = {"content": json.dumps(world), "dest": str(machines.folder / "m2.json")}
     later = {"ansible.builtin.copy": change, "when": "inventory_hostname == 'm1'"}
     (machines.folder / "play.yml").write_text(yaml.safe_dump([{**PLAYBOOK[0], "post_tasks": [later]}]))
-    done = machines.run()
+    for name in ("m1", "m2"):
+        (machines.folder / f"{name}-metrics").mkdir()
+    done = machines.run(vmbeam_textfile_directory=f"{machines.folder}/{{{{ inventory_hostname }}}}-metrics")
     assert machines.where("m1") == {"m1-b": ["app1"]}
     assert done.returncode != 0
     assert "m2 is not rejuvenated, nothing was touched: (1) guest web2's disk xvda" in done.stdout
     assert machines.world("m2")["calls"] == []
+    told = [(machines.folder / f"{name}-metrics/vmbeam_rejuvenation.prom").read_text() for name in ("m1", "m2")]
+    assert ["last_refused_timestamp_seconds" in text for text in told] == [False, True]
+    assert ["last_run_success" in text for text in told] == [True, False]
 
 
 def test_guests_that_stopped_while_the_host_vm_started_are_seen(machines):

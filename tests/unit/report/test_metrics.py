@@ -10,9 +10,9 @@ from ansible_collections.vmbeam.xen.plugins.filter.report import FilterModule
 FILTERS = FilterModule().filters()
 
 
-def metrics(*history):
-    """The metrics of a machine with these runs."""
-    text = FILTERS["rejuvenation_metrics"]({"machine": "m1", "run": None, "history": list(history)})
+def metrics(*history, refused_at=None):
+    """The metrics of a machine with these runs, and then maybe one that was refused."""
+    text = FILTERS["rejuvenation_metrics"]({"machine": "m1", "run": None, "history": list(history)}, refused_at)
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert text == "" or text.endswith("\n")
     return {name.removeprefix("vmbeam_rejuvenation_"): float(value) for name, value in map(str.split, lines)}
@@ -50,8 +50,16 @@ class TestMetrics:
     def test_no_run(self):
         assert metrics() == {}
 
+    def test_refused_run(self, hostvars):
+        run = hostvars["m1"]["rejuvenate_report"]
+        refused = {"last_refused_timestamp_seconds": 1_700_009_000}
+        assert metrics(run, refused_at="1700009000.0") == {**metrics(run), **refused}
+        assert metrics(refused_at=1_700_009_000) == refused
+        # The state of a machine that never had a run.
+        assert "last_refused" in FILTERS["rejuvenation_metrics"]({}, 1_700_009_000.0)
+
     def test_each_metric_is_explained(self, hostvars):
-        text = FILTERS["rejuvenation_metrics"]({"history": [hostvars["m1"]["rejuvenate_report"]]})
+        text = FILTERS["rejuvenation_metrics"]({"history": [hostvars["m1"]["rejuvenate_report"]]}, 1_700_009_000.0)
         lines = text.splitlines()
         for number, line in enumerate(lines):
             if not line.startswith("#"):
