@@ -27,7 +27,7 @@ def append(path: Path, line: str, max_bytes: int, keep: int) -> None:
     """Appends line to the log at path, and makes the log and its folder if there is none.
 
     A log that would exceed max_bytes becomes path.1 first, path.1 becomes path.2, and so on; `keep` of these are
-    kept. Raises OSError, and WaitTimeout if another writer does not let go of the log.
+    kept. Raises OSError, and WaitTimeout if another writer does not let go of the log; nothing of the line stays then.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = f"{line}\n".encode()
@@ -36,11 +36,16 @@ def append(path: Path, line: str, max_bytes: int, keep: int) -> None:
         if path.exists() and path.stat().st_size + len(data) > max_bytes:
             _rotate(path, keep)
         # Never through a link: root would append to whatever it names.
-        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        log = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             os.fchmod(log, 0o600)
+            size = os.fstat(log).st_size
+            # A power cut may have left half a line, which would swallow this one.
+            if size > 0 and os.pread(log, 1, size - 1) != b"\n":
+                data = b"\n" + data
             written = os.write(log, data)
             if written != len(data):
+                os.ftruncate(log, size)
                 raise OSError(f"{path}: only {written} of {len(data)} bytes could be written")
             os.fsync(log)
         finally:

@@ -9,6 +9,7 @@ import datetime
 import fcntl
 import json
 import os
+import resource
 import stat
 import syslog
 from functools import partial
@@ -108,6 +109,27 @@ def test_full_log_is_renamed_and_the_oldest_goes(log):
         "audit.jsonl.1": ["line 4", "line 5"],
         "audit.jsonl.2": ["line 2", "line 3"],
     }
+
+
+def test_half_an_entry_swallows_no_other_one(note, log):
+    note(entry={"event": "begin"})
+    with log.open("a") as file:
+        file.write('{"time":"2026')
+    note(entry={"event": "end"})
+    first, half, last = log.read_text().splitlines()
+    assert (json.loads(first)["event"], half, json.loads(last)["event"]) == ("begin", '{"time":"2026', "end")
+
+
+def test_entry_that_does_not_fit_is_written_not_at_all(log):
+    _audit.append(log, "first", max_bytes=1000, keep=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match="only 4 of 7 bytes"):
+            _audit.append(log, "second", max_bytes=1000, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.read_text() == "first\n"
 
 
 def test_log_that_another_writer_holds_is_not_waited_for_for_ever(note, log, monkeypatch):
