@@ -126,7 +126,7 @@ from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructa
 from ansible.utils.vars import combine_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
 from ansible_collections.vmbeam.xen.plugins.module_utils import _checks, _process
-from ansible_collections.vmbeam.xen.plugins.module_utils._errors import InvalidInput, VmbeamError
+from ansible_collections.vmbeam.xen.plugins.module_utils._errors import InvalidInput, UnexpectedOutput, VmbeamError
 from ansible_collections.vmbeam.xen.plugins.plugin_utils import _dom0_ssh, _machine_view
 
 MACHINES = "vmbeam_hosts"
@@ -151,6 +151,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
         self._read_config_data(path)
         self._sources = [*inventory.processed_sources, path]
         self._problems: list[str] = []
+        # Machines by the names that vmbeam_slots give to their host VMs.
+        self._owners: dict[str, str] = {}
         self._answers = self._cached(path) if cache else {}
         try:
             self._add_everything()
@@ -185,9 +187,14 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
             ways,
             lambda words: _machine_view.host_dom0(_process.run, words, directory, state_file, timeout),
         )
+        described = {machine: self._templated(machine, ["vmbeam_slots"]).get("vmbeam_slots") or {} for machine in ways}
+        # Whose a name is does not depend on which other machine is found to have it, too.
+        for machine, slots in described.items():
+            for slot in _machine_view.named(slots).values():
+                self._owners.setdefault(slot["name"], machine)
         host_vms: dict[str, dict[str, Facts]] = {}
         for machine in ways:
-            host_vms[machine] = self._add_host_vms(machine, machines.get(machine, {}))
+            host_vms[machine] = self._add_host_vms(machine, described[machine], machines.get(machine, {}))
         dom0s = self._ask(
             "guest dom0",
             {
@@ -219,6 +226,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
                 return ask(ways[name])
             except VmbeamError as exc:
                 return exc
+            # One that answers nonsense keeps no other from being in the inventory.
+            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as exc:
+                return UnexpectedOutput(f"its answer has the wrong form: {type(exc).__name__}: {exc}", output="")
 
         unknown = [name for name in ways if name not in known]
         with ThreadPoolExecutor(_checks.positive("parallel", self.get_option("parallel"))) as pool:
@@ -249,13 +259,24 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
 
     # --- host VMs
 
-    def _add_host_vms(self, machine: str, seen: Facts) -> dict[str, Facts]:
-        """Add the guest dom0s of a machine and return what is known of their host VMs, by name."""
-        described = self._templated(machine, ["vmbeam_slots"]).get("vmbeam_slots") or {}
-        host_vms = _machine_view.slots(described, seen)
+    def _add_host_vms(self, machine: str, described: Facts, seen: Facts) -> dict[str, Facts]:
+        """Add the guest dom0s of a machine and return what is known of their host VMs, by name.
+
+        Raises InvalidInput if something else has a name that vmbeam_slots give. A host VM that was only found there, as
+        on a machine that is a copy of another one, is left out then.
+        """
+        given = {slot["name"] for slot in _machine_view.named(described).values()}
+        host_vms = {}
+        for name, host_vm in _machine_view.slots(described, seen).items():
+            clash = self._clash(machine, name)
+            if not clash:
+                host_vms[name] = host_vm
+            elif name in given:
+                raise InvalidInput(f"host VM {name} of {machine}: {clash}.")
+            else:
+                self._problems.append(f"host VM {name} of {machine} is left out: {clash}")
         group = self._group("machine", machine)
         for name, host_vm in host_vms.items():
-            self._check_free(machine, name)
             self.inventory.add_host(name, group=GUEST_DOM0S)
             self.inventory.add_host(name, group=group)
             self.inventory.set_variable(name, "vmbeam_machine", machine)
@@ -269,14 +290,15 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
             self.inventory.set_variable(machine, "vmbeam_observed", told)
         return host_vms
 
-    def _check_free(self, machine: str, name: str) -> None:
-        """Raises InvalidInput if something else has a host VM's name."""
+    def _clash(self, machine: str, name: str) -> str:
+        """Return what else has a host VM's name, empty if nothing has."""
         host = self.inventory.get_host(name)
-        if host is None:
-            return
-        other = host.get_vars().get("vmbeam_machine", machine)
-        if other != machine or MACHINES in [group.name for group in host.get_groups()]:
-            raise InvalidInput(f"host VM {name} of {machine}: there is a machine or a host VM of {other} of that name.")
+        groups = [group.name for group in host.get_groups()] if host else []
+        owners = [self._owners.get(name, machine), host.get_vars().get("vmbeam_machine", machine) if host else machine]
+        other = next((owner for owner in owners if owner != machine), machine)
+        if other == machine and MACHINES not in groups:
+            return ""
+        return f"there is a machine or a host VM of {other} of that name"
 
     def _tell_host_vms(self, host_vms: dict[str, Facts], dom0s: dict[str, Facts]) -> None:
         for name, host_vm in host_vms.items():

@@ -81,6 +81,11 @@ def guest_dom0(run: _process.Run, words: Sequence[str], timeout: float) -> dict[
     return {"guests": Guests(xl).all(), "hypervisor": xl.hypervisor().as_dict()}
 
 
+def named(described: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the slots of vmbeam_slots that have a name."""
+    return {slot: described[slot] for slot in SLOTS if "name" in described.get(slot, {})}
+
+
 def slots(described: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the machine's host VMs, by name: those that exist and those that its slots are meant for.
 
@@ -92,13 +97,12 @@ def slots(described: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, di
     :param seen: what host_dom0() returned, empty if the machine did not answer
     """
     found: dict[str, dict[str, Any]] = {}
-    for slot in SLOTS:
-        if "name" in described.get(slot, {}):
-            found[described[slot]["name"]] = {
-                **facts(described[slot]["name"], None, None),
-                "slot": slot,
-                "address": str(described[slot].get("address") or "").partition("/")[0] or None,
-            }
+    for slot, given in named(described).items():
+        found[given["name"]] = {
+            **facts(given["name"], None, None),
+            "slot": slot,
+            "address": str(given.get("address") or "").partition("/")[0] or None,
+        }
     for name, address in seen.get("addresses", {}).items():
         found.setdefault(name, {**facts(name, None, None), "address": address})
     for host_vm in seen.get("host_vms", []):
@@ -152,7 +156,10 @@ def _records(text: str) -> dict[str, Record]:
     for line in text.splitlines():
         name, _space, record = line.partition(" ")
         try:
-            found[_checks.domain_name("name", name)] = Record(**json.loads(record))
+            known = Record(**json.loads(record))
+            if not isinstance(known.generation, int):
+                raise TypeError(f"its generation is {known.generation!r}")
+            found[_checks.domain_name("name", name)] = known
         except (ValueError, TypeError, InvalidInput) as exc:
             raise UnexpectedOutput(f"the record of host VM {name} is damaged: {exc}", output=line[:2000]) from exc
     return found

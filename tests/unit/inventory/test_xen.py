@@ -326,6 +326,32 @@ def test_a_dom0_that_does_not_answer_is_a_warning_or_an_error(fleet):
     assert "vmbeam_hosts" not in result.stdout
 
 
+def test_a_dom0_that_answers_nonsense_is_the_only_one_that_is_missing(fleet):
+    machines = {"m1": {"ansible_host": "192.0.2.1", "vmbeam_slots": SLOTS}}
+    for number, spoilt in ((2, '{"run": ["what"], "history": []}'), (3, '{"run": null, "history": [3]}')):
+        address = f"192.0.2.{number}"
+        (fleet.dom0(address) / "state.json").write_text(spoilt)
+        machines[f"m{number}"] = {"ansible_host": address}
+    fleet.dom0("192.0.2.4", {"name": "m4-a"})
+    fleet.record("192.0.2.4", "m4-a", "a", 1)
+    record = fleet.folder / "192.0.2.4" / "host-vms" / "m4-a" / "generation.json"
+    record.write_text(record.read_text().replace(": 1,", ': "first",'))
+    machines["m4"] = {"ansible_host": "192.0.2.4"}
+    fleet.dom0("192.0.2.5", {"name": "m5-a"})
+    fleet.record("192.0.2.5", "m5-a", "a", 1, "10.0.2.51 m5-a\n")
+    fleet.dom0("10.0.2.51", {"name": "web5", "config": None})
+    machines["m5"] = {"ansible_host": "192.0.2.5"}
+    fleet.plugin(machines=machines)
+    inventory, said = fleet.list()
+    said = " ".join(said.split())
+    assert "host dom0 m2: its answer has the wrong form" in said
+    assert "host dom0 m3: its answer has the wrong form" in said
+    assert "host dom0 m4: the record of host VM m4-a is damaged: its generation is 'first'" in said
+    assert "guest dom0 m5-a: its answer has the wrong form" in said
+    assert hosts(inventory, "vmbeam_guests") == ["app1.m1", "web1.m1"]
+    assert facts(inventory, "m5-a")["vmbeam_observed"]["reachable"] is False
+
+
 def test_a_dom0_that_hangs_costs_no_more_than_the_timeout(fleet):
     (fleet.dom0("192.0.2.3") / "hangs").touch()
     fleet.plugin(machines={"m3": {"ansible_host": "192.0.2.3"}}, timeout=1)
@@ -386,11 +412,27 @@ def test_a_guest_poses_as_nothing_else(fleet):
     assert not mark.exists()
 
 
-def test_two_machines_cannot_have_host_vms_of_one_name(fleet):
-    fleet.dom0("192.0.2.2", {"name": "m1-a"})
-    fleet.record("192.0.2.2", "m1-a", "a", 3)
-    fleet.plugin(
-        machines={"m1": {"ansible_host": "192.0.2.1", "vmbeam_slots": SLOTS}, "m2": {"ansible_host": "192.0.2.2"}}
-    )
+def test_two_machines_cannot_be_given_host_vms_of_one_name(fleet):
+    m2 = {"ansible_host": "192.0.2.2", "vmbeam_slots": SLOTS}
+    fleet.plugin(machines={"m1": {"ansible_host": "192.0.2.1", "vmbeam_slots": SLOTS}, "m2": m2})
     result = fleet.run("ansible-inventory", "-i", fleet.sources / "fleet.vmbeam.yml", "--list")
-    assert "host VM m1-a of m2" in result.stderr
+    clash = "host VM m1-a of m2: there is a machine or a host VM of m1 of that name"
+    assert clash in " ".join(result.stderr.split())
+    assert "vmbeam_hosts" not in result.stdout
+
+
+@pytest.mark.parametrize("copy", ["m0", "m2"])
+def test_what_a_copy_of_a_machine_has_of_it_is_left_out(fleet, copy):
+    """Whichever of the two comes first."""
+    fleet.dom0("192.0.2.2", {"name": "m1-a"}, {"name": "own-a"})
+    fleet.record("192.0.2.2", "m1-a", "a", 3)
+    fleet.record("192.0.2.2", "own-a", "a", 4)
+    fleet.plugin(
+        machines={"m1": {"ansible_host": "192.0.2.1", "vmbeam_slots": SLOTS}, copy: {"ansible_host": "192.0.2.2"}}
+    )
+    inventory, said = fleet.list()
+    left_out = f"host VM m1-a of {copy} is left out: there is a machine or a host VM of m1 of that name"
+    assert left_out in " ".join(said.split())
+    assert hosts(inventory, "vmbeam_guests") == ["app1.m1", "web1.m1"]
+    assert facts(inventory, "m1-a")["vmbeam_machine"] == "m1"
+    assert hosts(inventory, f"vmbeam_machine_{copy}") == ["own-a"]
