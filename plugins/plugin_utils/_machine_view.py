@@ -49,7 +49,10 @@ def host_dom0(
     hosts = _sh(
         f'for file in {shlex.quote(directory)}/*/{SEED_DISK}; do tar -xOf "$file" etc/hosts 2>/dev/null; done; true'
     )
-    state = _sh(f"if [ -e {shlex.quote(state_file)} ]; then cat {shlex.quote(state_file)}; else echo '{{}}'; fi")
+    file = shlex.quote(state_file)
+    # Without Python, or of a file that is damaged, the whole file tells.
+    brief = f"python3 -IS -c {shlex.quote(_BRIEF)} {file} 2>/dev/null || cat {file}"
+    state = _sh(f"if [ -e {file} ]; then {brief}; else echo '{{}}'; fi")
     answer = run_all(run, words, [_LIST, _INFO, records, hosts, state], timeout)
 
     xl = Xl(run=answer)
@@ -70,6 +73,12 @@ def host_dom0(
 
 
 _RUN = ("action", "outcome", "source", "destination", "generation", "finished", "guests_moved")
+# The record keeps the reports of many runs, each with all guests; no more of it is sent than is told here.
+_BRIEF = (
+    "import json, sys; state = json.load(open(sys.argv[1])); "
+    f"state['history'] = [{{key: run.get(key) for key in {_RUN}}} for run in state['history'][-1:]]; "
+    "print(json.dumps(state))"
+)
 
 
 def guest_dom0(run: _process.Run, words: Sequence[str], timeout: float) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.vmbeam.xen.plugins.plugin_utils import _dom0_ssh
+from ansible_collections.vmbeam.xen.plugins.module_utils import _process
+from ansible_collections.vmbeam.xen.plugins.plugin_utils import _dom0_ssh, _machine_view
 from checkout import environment
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -350,6 +351,35 @@ def test_a_dom0_that_answers_nonsense_is_the_only_one_that_is_missing(fleet):
     assert "guest dom0 m5-a: its answer has the wrong form" in said
     assert hosts(inventory, "vmbeam_guests") == ["app1.m1", "web1.m1"]
     assert facts(inventory, "m5-a")["vmbeam_observed"]["reachable"] is False
+
+
+@pytest.mark.parametrize("python", [True, False])
+def test_of_the_record_of_runs_no_more_is_sent_than_is_told(fleet, tmp_path, python):
+    """Unless the host dom0 has no Python."""
+    last = {"outcome": "completed", "source": "m1-b", "destination": "m1-a", "guests": [{"guest": "web1"}]}
+    cut = {"source": "m1-a", "destination": "m1-b", "guests": ["web1"]}
+    state = {"machine": "m1", "run": cut, "history": [{**last, "outcome": "failed"}] * 49 + [last]}
+    (fleet.folder / "192.0.2.1" / "state.json").write_text(json.dumps(state))
+    if not python:
+        program = tmp_path / "bin" / "python3"
+        program.unlink()
+        program.write_text("#!/bin/sh\nexit 127\n")
+        program.chmod(0o755)
+    sent = []
+
+    def run(argv, timeout):
+        result = _process.run(argv, timeout)
+        sent.append(result.stdout)
+        return result
+
+    folder = "/var/lib/vmbeam"
+    seen = _machine_view.host_dom0(run, ["192.0.2.1"], f"{folder}/host-vms", f"{folder}/state.json", 120)
+    assert seen["run"] == cut
+    assert seen["last_run"] == {
+        **dict.fromkeys(("action", "generation", "finished", "guests_moved")),
+        **{key: last[key] for key in ("outcome", "source", "destination")},
+    }
+    assert ('"guest"' in sent[0]) == ("failed" in sent[0]) == (not python)
 
 
 def test_a_dom0_that_hangs_costs_no_more_than_the_timeout(fleet):
