@@ -28,7 +28,9 @@ PREFIX = f"{CONTROLLER}-"
 _WARNING = re.compile(r"warning: ")
 
 # Names that the kernel gives in the order in which it finds devices.
-_FOUND = re.compile(r"/dev/(?:(?:sd|hd|vd|xvd)[a-z]+\d*|nvme\d+(?:c\d+)?n\d+(?:p\d+)?|(?:dm-|loop|nbd|rbd|zd)\d+(?:p\d+)?)")
+_FOUND = re.compile(
+    r"/dev/(?:(?:sd|hd|vd|xvd)[a-z]+\d*|nvme\d+(?:c\d+)?n\d+(?:p\d+)?|(?:dm-|loop|nbd|rbd|zd)\d+(?:p\d+)?)"
+)
 
 
 def is_stable(path: str) -> bool:

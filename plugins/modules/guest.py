@@ -46,8 +46,8 @@ options:
     default: true
   force:
     description: >-
-      With O(state=absent) and O(graceful=true), whether to destroy a guest that does not shut down in time. Otherwise that
-      is an error, and the guest is left as it is.
+      With O(state=absent) and O(graceful=true), whether to destroy a guest that does not shut down in time. Otherwise
+      that is an error, and the guest is left as it is.
     type: bool
     default: true
 seealso:

@@ -36,8 +36,8 @@ options:
   state:
     description:
       - V(started) creates and starts the host VM unless it runs.
-      - V(stopped) stops it, and leaves its files and what is recorded of its guests, as a power cut of the machine does,
-        so that C(playbooks/repair.yml) can start it with its guests again. Stop the guests first.
+      - V(stopped) stops it, and leaves its files and what is recorded of its guests, as a power cut of the machine
+        does, so that C(playbooks/repair.yml) can start it with its guests again. Stop the guests first.
       - V(absent) stops it and removes its files. Guests that still run in it are lost.
     type: str
     choices: [started, stopped, absent]
@@ -119,7 +119,8 @@ options:
     default: 300
   graceful:
     description: >-
-      With O(state=stopped) and O(state=absent), whether to press the power button and wait before destroying the host VM.
+      With O(state=stopped) and O(state=absent), whether to press the power button and wait before destroying the host
+      VM.
     type: bool
     default: true
   previous_disk:

@@ -112,8 +112,8 @@ def body(module: AnsibleModule) -> dict[str, Any]:
         path = _checks.path("path", params["path"])
         if not is_stable(path) and not _is_attached(host_vms, path):
             raise InvalidInput(
-                f"path: {path} may be another disk after a reboot, and would be attached as this one. Name it by its link "
-                "in /dev/disk/by-id, /dev/mapper or the folder of its volume group."
+                f"path: {path} may be another disk after a reboot, and would be attached as this one. Name it by its "
+                "link in /dev/disk/by-id, /dev/mapper or the folder of its volume group."
             )
         seen = plug_in(xl, name, domain, disk, path, deadline, check=module.check_mode)
         there = seen is not None and seen.attached

@@ -49,8 +49,8 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     - disks: [{id, path}] further ones to be attached: of guests that did not run
     - leftovers: names of other host VMs of which only files are left
     - close_run: whether the machine's record says that a run is under way, which is over then
-    - up_again: whether it says that guests were stopped for a reboot, which is over then; they may be missing in a host VM
-      that was not
+    - up_again: whether it says that guests were stopped for a reboot, which is over then; they may be missing in a host
+      VM that was not
 
     A machine on which both host VMs run, or whose only one does not answer, is none for this.
     """

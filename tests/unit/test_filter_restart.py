@@ -97,8 +97,8 @@ def test_guests_that_were_stopped_for_a_reboot_start_in_the_host_vm_that_still_r
 
 
 def test_a_disk_that_may_be_another_one_since_is_not_attached():
-    observed = rebooted(entry("a", 7, kept("web1"), kept("app1"), disks={"web1-root": "/dev/sdb", "app1-root": "/dev/vg0/app1"}))
-    made = restart(observed)
+    disks = {"web1-root": "/dev/sdb", "app1-root": "/dev/vg0/app1"}
+    made = restart(rebooted(entry("a", 7, kept("web1"), kept("app1"), disks=disks)))
     assert names(made["guests"]) == ["app1"]
     assert made["unknown"] == [{"name": "web1", "why": "/dev/sdb may be another disk since: attach the right one"}]
 

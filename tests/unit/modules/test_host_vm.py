@@ -389,7 +389,7 @@ def test_stop_leaves_what_it_is_started_again_from(machine, start, remove, fault
     assert (result["host_vm"]["state"], result["host_vm"]["generation"]) == ("absent", 1)
     assert machine.seen("source") == {}
     assert changes(machine)[-1] == f"source {last}"
-    assert (machine.directory / "m1-b" / "disk.qcow2").exists()
+    assert (machine.directory / "m1-b" / "root.qcow2").exists()
     assert remove(state="stopped")["changed"] is False
     assert "was lost, not removed" in start()["msg"]
 
