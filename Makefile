@@ -106,7 +106,7 @@ test-fleet: ## Rolling runs over three machines: one fails, and the controller i
 	pytest tests/lab/test_fleet.py
 
 .PHONY: test-reboot
-test-reboot: ## Power cuts, one in the middle of a rejuvenation: repair.yml starts each guest once
+test-reboot: ## A planned reboot, a host VM that reboots itself, power cuts: each guest is started once
 	pytest tests/lab/test_reboot.py
 
 .PHONY: test-zero-copy-debug
