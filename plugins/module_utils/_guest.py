@@ -161,7 +161,7 @@ class Guests:
         """
         if graceful and domain.live:
             try:
-                self._xl.shutdown(domain.domid)
+                self.ask_to_shut_down(domain)
                 wait_for(lambda: not self._is_live(domain.domid), deadline, f"{domain.name} to shut down")
             except (WaitTimeout, CommandError):
                 if not forced:
@@ -173,6 +173,9 @@ class Guests:
                 Deadline(60.0, deadline.clock),
                 f"{domain.name} to be destroyed",
             )
+
+    def ask_to_shut_down(self, domain: Domain) -> None:
+        self._xl.shutdown(domain.domid)
 
     def pause(self, domain: Domain) -> None:
         self._xl.pause(domain.domid)

@@ -50,6 +50,12 @@ options:
       that is an error, and the guest is left as it is.
     type: bool
     default: true
+  wait:
+    description: >-
+      With O(state=absent) and O(graceful=true), whether to wait until the guest is gone. Otherwise one that runs is only
+      asked to shut down, so that several can be asked before the first is waited for.
+    type: bool
+    default: true
 seealso:
   - module: vmbeam.xen.guest_info
   - module: vmbeam.xen.guest_migrate
@@ -124,6 +130,8 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     else:
         if step == "create":
             guests.create(name, params["config"], deadline, paused=wanted == "paused")
+        elif step == "remove" and domain and domain.live and params["graceful"] and not params["wait"]:
+            guests.ask_to_shut_down(domain)
         elif step == "remove" and domain:
             guests.remove(domain, deadline, graceful=params["graceful"], forced=params["force"])
         elif step == "pause" and domain:
@@ -143,6 +151,7 @@ def main() -> None:
             "timeout": {"type": "float", "default": 300},
             "graceful": {"type": "bool", "default": True},
             "force": {"type": "bool", "default": True},
+            "wait": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )

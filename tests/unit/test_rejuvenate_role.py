@@ -261,11 +261,11 @@ def test_a_machine_that_is_shut_down_comes_back_as_it_was(machines, shut_down):
 
     assert shut_down().returncode == 0
 
-    assert machines.world("m1")["calls"] == ["guest app1 m1-a absent", "host_vm m1-a stopped"]
+    assert machines.world("m1")["calls"] == ["guest app1 m1-a asked", "guest app1 m1-a absent", "host_vm m1-a stopped"]
     # The machine stays reserved for this run.
     assert (machines.folder / "m1-lock" / "lock.json").exists()
     assert shut_down().returncode == 0
-    assert len(machines.world("m1")["calls"]) == 2
+    assert len(machines.world("m1")["calls"]) == 3
 
     assert machines.run(vmbeam_repair_only=True).returncode == 0
 

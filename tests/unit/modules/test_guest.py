@@ -166,6 +166,14 @@ def test_guest_that_ignores_the_shutdown_is_left_as_it_is_unless_forced(fake_xen
     assert fake_xen.seen("source") == {"web": LIVE}
 
 
+@pytest.mark.parametrize(("flags", "call"), [(LIVE, "shutdown -F 8"), ("--p---", "destroy 8"), ("---s--", "destroy 8")])
+def test_guest_that_is_only_asked_to_shut_down(fake_xen, guest, flags, call):
+    state_of(fake_xen, flags)
+    fake_xen.fault("shutdown-ignored")
+    assert guest(state="absent", wait=False)["changed"]
+    assert changes(fake_xen) == [f"source {call}"]
+
+
 def test_remove_at_once(fake_xen, guest):
     state_of(fake_xen, LIVE)
     guest(state="absent", graceful=False)

@@ -161,6 +161,9 @@ def wait_for_guest(world, me, options, _check):
 
 def guest(world, me, options, _check):
     vm, name = world["host_vms"][me], options["name"]
+    if options["state"] == "absent" and not options.get("wait", True):
+        call(world, NAME, name, me, "asked")
+        return {"changed": True}
     if options["state"] == "absent":
         call(world, NAME, name, me, "absent")
         if f"{name} stays up" in world["faults"] and not options["force"]:
