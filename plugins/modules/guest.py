@@ -52,8 +52,8 @@ options:
     default: true
   wait:
     description: >-
-      With O(state=absent) and O(graceful=true), whether to wait until the guest is gone. Otherwise one that runs is only
-      asked to shut down, so that several can be asked before the first is waited for.
+      With O(state=absent) and O(graceful=true), whether to wait until the guest is gone. Otherwise one that runs is
+      only asked to shut down, so that several can be asked before the first is waited for.
     type: bool
     default: true
 seealso:
