@@ -207,10 +207,11 @@ def missing(observed: dict[str, Any], settings: dict[str, Any]) -> list[dict[str
     names = [guest["name"] for guest in planned["guests"] + planned["unknown"]]
     if planned["start"] or not names:
         return []
+    when = "before a reboot that was cut" if (observed.get("state") or {}).get("down") else "in a host VM that is lost"
     return [
         new_problem(
             "missing guests",
-            f"{', '.join(names)} ran in a host VM that is lost, or before a reboot began, and run nowhere now",
+            f"{', '.join(names)} ran {when}, and run nowhere now",
             f"playbooks/repair.yml starts them in {planned['host_vm']} (--check shows how); those that were stopped on "
             "purpose are named with -e vmbeam_confirm_gone",
         )

@@ -282,7 +282,7 @@ def test_guests_that_were_shut_down_beside_one_that_was_not_are_started_again(ma
     # Whoever looks at the machine meanwhile does not take app1 for stopped on purpose.
     refused = machines.run()
     assert refused.returncode != 0
-    assert "app1 ran in a host VM that is lost, or before a reboot began" in refused.stdout
+    assert "app1 ran before a reboot that was cut, and run nowhere now" in refused.stdout
 
     assert machines.run(vmbeam_repair_only=True).returncode == 0
 
