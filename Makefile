@@ -45,7 +45,7 @@ lint: ## ansible-lint, ruff, mypy
 
 .PHONY: test-unit
 test-unit: ## Unit tests of the Python
-	pytest tests/unit
+	pytest --numprocesses auto tests/unit
 
 # ansible-test asks git which files there are, and the checkout ignores what is built.
 .PHONY: stage
