@@ -36,7 +36,7 @@ options:
       - Block device or raw image file in the host dom0. Required for O(state=attached).
       - >-
         Names that another disk may have after a reboot, such as V(/dev/sdb), are refused, as C(playbooks/repair.yml)
-        attaches what was recorded.
+        attaches what was recorded; but for one that a host VM has by that name already.
     type: path
   state:
     description: Whether the disk shall be attached.
