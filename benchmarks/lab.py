@@ -291,6 +291,7 @@ class Benchmark:
         }
         if options["strategy"] == "zero_copy":
             options["session"] = self._sessions(source, destination)[0]
+        if options["transport"] == "channel":
             options["channel"] = self._sessions(source, destination, purpose="channel")[0]
         return options
 
@@ -340,17 +341,31 @@ class Benchmark:
         channel = self._sessions("a", "b", purpose="channel")[0]
         yield {"way": results.CHANNEL, "mib_per_s": self._run("channel", str(channel))}
         yield {"way": results.PIPES, "mib_per_s": self._run("pipes", str(channel))}
-        with self._program("b", "sink", str(PORT)) as sink:
-            assert sink.stdout is not None  # noqa: S101 - for the type checker
-            if not sink.stdout.readline():
-                raise LabError("throughput: the sink has not started")
+        with self._partner("sink", str(PORT)):
             address = self.machine.slots["b"].address
             yield {"way": results.NETWORK, "mib_per_s": self._run("network", address, str(PORT))}
         yield {"way": results.MEMCPY, "mib_per_s": self._run("memcpy")}
+        with self._partner("load") as load:
+            measured = self._run("memcpy")
+            if load.poll() is not None:
+                raise LabError("throughput: the load ended before what was measured beside it")
+            yield {"way": results.MEMCPY_IN_BOTH, "mib_per_s": measured}
+
+    @contextlib.contextmanager
+    def _partner(self, *arguments: str) -> typing.Iterator[subprocess.Popen[str]]:
+        """Run throughput.py in the guest dom0 of slot b beside what is measured in the other.
+
+        Leaving this ends it: sink has been closed by the other side, load is killed by what it prints to nobody.
+        """
+        with self._program("b", *arguments) as partner:
+            assert partner.stdout is not None  # noqa: S101 - for the type checker
+            if not partner.stdout.readline():
+                raise LabError(f"throughput: {arguments[0]} has not started")
+            yield partner
 
     @contextlib.contextmanager
     def _program(self, slot: str, *arguments: str) -> typing.Iterator[subprocess.Popen[str]]:
-        """Run throughput.py in a guest dom0; it is ended afterwards, if it does not end by itself."""
+        """Run throughput.py in a guest dom0; afterwards its output is closed, and it is waited for."""
         # Both ends bound it: this one in case that ssh hangs.
         argv = ["timeout", str(2 * PROGRAM_TIMEOUT), *guest_dom0_ssh(self.machine, slot, self.emulated.key)]
         argv += ["timeout", str(PROGRAM_TIMEOUT), "python3", "-", *(shlex.quote(word) for word in arguments)]

@@ -197,7 +197,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--copy-sizes", [1024], "of these, where the other ways to copy are measured too, or none", numbers)
     add("--rates", [0, 1000, 3000, 10000], "pages rewritten per second by a guest of --rate-size, or none", numbers)
     add("--rate-size", 256, "its MiB")
-    add("--methods", [results.BASELINE, "suspend-tcp", results.ZERO_COPY], f"of {', '.join(results.METHODS)}", methods)
+    default = [results.BASELINE, "suspend-tcp", "suspend-channel", results.ZERO_COPY]
+    add("--methods", default, f"of {', '.join(results.METHODS)}", methods)
     add("--rounds", 5, "migrations by zero-copy in each cell")
     add("--stock-rounds", 5, "by each copying method in each cell, if the budget allows; 1 at least")
     add("--budget", 120, "minutes: beyond them each copying method has one migration in each cell, and no more")

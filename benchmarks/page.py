@@ -6,7 +6,7 @@ import typing
 
 from vmbeam_lab import phases
 
-from .results import BASELINE, CHANNEL, METHODS, PIPES, ZERO_COPY
+from .results import BASELINE, CHANNEL, MEMCPY, MEMCPY_IN_BOTH, METHODS, PIPES, ZERO_COPY
 
 _NOTES = f"""\
 The lab emulates every CPU, so its times mean nothing but their ratios. Values are medians; in brackets the least and
@@ -18,7 +18,7 @@ says.
   says otherwise; it is the only one on the machine. In figures 10, 11 and 16 it rewrites a quarter of its memory at the
   rate that is told (16: not at all).
 - `{BASELINE}` is stock live migration as `xl migrate` does it, `{ZERO_COPY}` is ours; the others are more ways to
-  copy: live or of a guest that is suspended, through ssh or a plain TCP connection.
+  copy: live or of a guest that is suspended, through ssh, a plain TCP connection, or the channel in shared memory.
 - Downtime is what the source's guest dom0 saw, the tick gap what the guest saw.
 - Bytes are those that one host VM sent to the other on any virtual interface, measured in host dom0.
 - CPU time is what the host hypervisor accounts to the domain. It includes the work of Ansible's module in the guest
@@ -34,7 +34,8 @@ says.
   one copy into the shared memory, one out of it, a checksum on both sides, flow control. The paper's figure is that of
   a program in the guest dom0s which transfers data by the memory that they share. `{PIPES}` is from the
   standard input of a command in one guest dom0 to a command in the other, as migrations go: with what pipes cost, two
-  more copies and another process on the one CPU of each side.
+  more copies and another process on the one CPU of each side. Both sides of the channel copy at once:
+  `{MEMCPY_IN_BOTH}` is what a plain copy has then; `{MEMCPY}` has the computer to itself.
 - The memory in use is the machine's without what is free. It does not compare the methods: both host VMs have all of
   theirs allocated all along, and it is looked at every three seconds only, once or twice in a migration by zero-copy.
   It tells that a migration takes little beyond that for long; not what it takes for a moment.

@@ -19,6 +19,7 @@ METHODS: dict[str, dict[str, str]] = {
     "precopy-tcp": {"strategy": "precopy", "transport": "tcp"},
     "suspend-ssh": {"strategy": "suspend", "transport": "ssh"},
     "suspend-tcp": {"strategy": "suspend", "transport": "tcp"},
+    "suspend-channel": {"strategy": "suspend", "transport": "channel"},
     "zero-copy": {"strategy": "zero_copy", "transport": "channel"},
 }
 BASELINE = "precopy-ssh"
@@ -26,8 +27,15 @@ ZERO_COPY = "zero-copy"
 COPIES = tuple(method for method in METHODS if method != ZERO_COPY)
 
 #: Ways of throughput. CHANNEL is its own: from memory of one guest dom0 to memory of the other, as memcpy goes. PIPES
-#: is between commands, as all that uses the channel is: with their pipes.
-CHANNEL, PIPES, NETWORK, MEMCPY = WAYS = ("channel", "channel through pipes", "network", "memcpy")
+#: is between commands, as all that uses the channel is: with their pipes. MEMCPY_IN_BOTH is what memcpy has while the
+#: other guest dom0 copies, too, as both do who use the channel.
+CHANNEL, PIPES, NETWORK, MEMCPY, MEMCPY_IN_BOTH = WAYS = (
+    "channel",
+    "channel through pipes",
+    "network",
+    "memcpy",
+    "memcpy beside memcpy in the other",
+)
 
 #: Kinds of records. Each record has `method`, and either what was measured or `failed`, the reason; then also
 #: `more_than_seconds` if it was broken off at the time limit. Those of throughput have `way` and `mib_per_s`.
@@ -273,8 +281,8 @@ def throughput(records: list[dict[str, typing.Any]]) -> dict[str, typing.Any]:
         "ratios": {
             f"{way} / {other}": ratio(ways[way], ways[other])
             for way in (CHANNEL, PIPES)
-            for other in (NETWORK, MEMCPY)
-            if ways[way]
+            for other in (NETWORK, MEMCPY, MEMCPY_IN_BOTH)
+            if ways[way] and ways[other]
         },
     }
 

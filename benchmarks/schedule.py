@@ -17,6 +17,7 @@ _GUESS = {
     "precopy-tcp": (35.0, 0.25),
     "suspend-ssh": (30.0, 0.3),
     "suspend-tcp": (15.0, 0.3),
+    "suspend-channel": (15.0, 0.3),
     ZERO_COPY: (7.0, 0.0),
 }
 

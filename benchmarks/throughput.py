@@ -1,14 +1,16 @@
 """Measures how fast bytes get from one guest dom0 to the other: through the channel, over the network, by memcpy.
 
 Runs in a guest dom0, as a program on standard input: throughput.py channel SESSION | pipes SESSION |
-network ADDRESS PORT | sink PORT | memcpy. Prints MiB per second (sink: nothing).
+network ADDRESS PORT | sink PORT | memcpy | load. Prints MiB per second (sink and load: "ready").
 
 channel: memory of one dom0's daemon to memory of the other's. pipes: standard input of a command in one dom0 to that of
-a command in the other, through both daemons.
+a command in the other, through both daemons. load: does what memcpy does for so long that the other dom0 can measure
+beside it, or until nobody reads any more what it prints.
 """
 
 import functools
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -17,12 +19,14 @@ from collections.abc import Callable
 
 MIB = 1 << 20
 SECONDS = 10.0
+#: Of a load: with the time that the other side takes to begin.
+LOAD_SECONDS = 60
 
 
-def measure(send: Callable[[], object]) -> tuple[float, int]:
+def measure(send: Callable[[], object], seconds: float = SECONDS) -> tuple[float, int]:
     """Call send(), which moves a MiB, for some seconds; return when that began, and how often."""
     count, start = 0, time.monotonic()
-    while time.monotonic() - start < SECONDS:
+    while time.monotonic() - start < seconds:
         send()
         count += 1
     return start, count
@@ -67,7 +71,8 @@ def sink(port: str) -> None:
                 pass
 
 
-def memcpy() -> float:
+def copier() -> Callable[[], None]:
+    """Return what copies a MiB at each call."""
     # Larger than the caches, as a migration is.
     source = memoryview(bytes(range(256)) * (64 * MIB >> 8))
     # Filled, so that its pages are there.
@@ -79,8 +84,21 @@ def memcpy() -> float:
         target[place : place + MIB] = source[place : place + MIB]
         place = (place + MIB) % (64 * MIB)
 
-    start, count = measure(copy)
+    return copy
+
+
+def memcpy() -> float:
+    start, count = measure(copier())
     return count / (time.monotonic() - start)
+
+
+def load() -> None:
+    # Else Python ignores the signal that ends it.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    copy = copier()
+    for _ in range(LOAD_SECONDS):
+        print("ready", flush=True)
+        measure(copy, 1.0)
 
 
 ways: dict[str, Callable[..., float | None]] = {
@@ -89,6 +107,7 @@ ways: dict[str, Callable[..., float | None]] = {
     "network": network,
     "sink": sink,
     "memcpy": memcpy,
+    "load": load,
 }
 result = ways[sys.argv[1]](*sys.argv[2:])
 if result is not None:
