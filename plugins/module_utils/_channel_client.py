@@ -21,6 +21,8 @@ SOCKET = "/run/vmbeam/channel.sock"
 USAGE = """\
 usage: vmbeam-channel receive GUEST [SESSION]   have the other host VM receive a guest: xl migrate --zero-copy -s "" \
 GUEST "exec vmbeam-channel receive GUEST"
+       vmbeam-channel receive-copy GUEST [SESSION]   the same without --zero-copy
+       vmbeam-channel restore GUEST [SESSION]   have it restore a guest, paused, that xl save writes
        vmbeam-channel list [SESSION]            the other host VM's domains
        vmbeam-channel discard [SESSION]         send standard input there, for nothing
        vmbeam-channel measure [SESSION]         how fast memory gets there, as JSON
@@ -35,7 +37,7 @@ def _request(arguments: list[str]) -> dict[str, object] | None:
     if not arguments:
         return None
     request: dict[str, object] = {"command": arguments.pop(0)}
-    if request["command"] == "receive":
+    if request["command"] in ("receive", "receive-copy", "restore"):
         if not arguments:
             return None
         request["guest"] = arguments.pop(0)

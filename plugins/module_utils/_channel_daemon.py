@@ -87,14 +87,19 @@ class Command:
     service: bool = False
 
 
-def _receive(request: dict[str, Any]) -> list[str]:
-    guest = request.get("guest")
-    try:
-        _checks.domain_name("guest", guest if isinstance(guest, str) else "")
-    except InvalidInput as exc:
-        raise ValueError(exc.message) from exc
-    lock = f"/run/lock/vmbeam-receive-{guest}.lock"
-    return ["flock", "-n", "-o", "-E", str(LOCKED), lock, "xl", "migrate-receive", "--zero-copy"]
+def _receiver(*xl: str) -> Callable[[dict[str, Any]], list[str]]:
+    """What makes the argument vector of a receiver of a guest."""
+
+    def arguments(request: dict[str, Any]) -> list[str]:
+        guest = request.get("guest")
+        try:
+            _checks.domain_name("guest", guest if isinstance(guest, str) else "")
+        except InvalidInput as exc:
+            raise ValueError(exc.message) from exc
+        lock = f"/run/lock/vmbeam-receive-{guest}.lock"
+        return ["flock", "-n", "-o", "-E", str(LOCKED), lock, "xl", *xl]
+
+    return arguments
 
 
 #: Runs an argument vector as a service of its own: what xl leaves behind for the guest lives on there.
@@ -103,7 +108,9 @@ SERVICE = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", "-p", "Kil
 
 #: What the other side can have run here.
 COMMANDS = {
-    "receive": Command(_receive, to=1, service=True),
+    "receive": Command(_receiver("migrate-receive", "--zero-copy"), to=1, service=True),
+    "receive-copy": Command(_receiver("migrate-receive"), to=1, service=True),
+    "restore": Command(_receiver("restore", "-p", "/dev/stdin"), to=1, service=True),
     "list": Command(lambda _request: ["xl", "list", "-v"], takes_input=False),
     # To measure the channel, with and without what pipes cost.
     "discard": Command(lambda _request: ["dd", "of=/dev/null", "bs=1M", "status=none"]),

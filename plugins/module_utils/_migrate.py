@@ -153,8 +153,8 @@ class Links:
 
     rune: makes of a shell command for the destination a shell command for the source that runs it with
     its standard input and output.
-    receive: makes of a guest's name a shell command that runs its zero-copy receiver at the destination in the
-    same way; None: by rune.
+    receive: makes of a receiver, as vmbeam-channel names it, and a guest's name a shell command that runs that at the
+    destination in the same way; None: by rune.
     glance: a faster way to see the domains of the destination. What is to be repaired is never judged by it, because
     repairs take the other way, and the two may not lead to the same place.
     """
@@ -162,7 +162,7 @@ class Links:
     source: Xl
     destination: Xl
     rune: Callable[[str], str]
-    receive: Callable[[str], str] | None = None
+    receive: Callable[[str, str], str] | None = None
     glance: Callable[[], list[Domain]] | None = None
 
 
@@ -406,20 +406,23 @@ class Migration:
         """Holds a lock at the destination as long as the receiver, but not its daemon, lives."""
         return f"flock -n -o -E {LOCKED} {shlex.quote(self._receive_lock)} {command}"
 
+    def _receiving(self, name: str, command: str) -> str:
+        """The shell command of a receiver, by its name at the channel, or by what the destination is to run."""
+        if self._links.receive:
+            return self._links.receive(name, self._name)
+        return self._links.rune(command)
+
     def _start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         return _process.start(argv, pass_fds=[self._lock] if self._lock is not None else [], **options)
 
     def _precopy(self, guest: Domain) -> None:
         """xl's own live migration."""
-        self._xl_migrate(guest, self._links.rune(self._receiver("xl migrate-receive")))
+        self._xl_migrate(guest, self._receiving("receive-copy", self._receiver("xl migrate-receive")))
 
     def _zero_copy(self, guest: Domain) -> None:
         """xl's migration that passes the memory on, in a session that the host dom0 has set up."""
         number = f"={self._session}" if self._session else ""
-        if self._links.receive:
-            rune = self._links.receive(self._name)
-        else:
-            rune = self._links.rune(self._receiver("xl migrate-receive --zero-copy"))
+        rune = self._receiving("receive", self._receiver("xl migrate-receive --zero-copy"))
         self._xl_migrate(guest, rune, f"--zero-copy{number}")
 
     def _xl_migrate(self, guest: Domain, rune: str, *options: str) -> None:
@@ -474,7 +477,7 @@ class Migration:
         # xl opens the file by name, which fails for a socket (ssh's standard input): hence cat.
         restore = f"cat | {self._receiver('xl restore -p /dev/stdin')}"
         receiver = self._start(
-            ["sh", "-c", self._links.rune(restore)],
+            ["sh", "-c", self._receiving("restore", restore)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -36,9 +36,12 @@ def ssh_command(address: str, user: str, ssh_args: Sequence[str] = ()) -> list[s
     return ["ssh", *ssh_args, *_DEFAULTS, f"{user}@{address}"]
 
 
-def channel_rune(guest: str, session: int | None) -> str:
-    """A shell command whose standard input and output are those of a receiver of the guest at the other end."""
-    return shlex.join(["exec", *_channel("receive", guest, session=session)])
+def channel_rune(receiver: str, guest: str, session: int | None) -> str:
+    """A shell command whose standard input and output are those of a receiver of the guest at the other end.
+
+    receiver: which one, as vmbeam-channel names it.
+    """
+    return shlex.join(["exec", *_channel(receiver, guest, session=session)])
 
 
 def channel_domains(session: int | None) -> list[Domain]:

@@ -75,9 +75,10 @@ options:
     description:
       - How the guest's memory gets to the destination.
       - V(ssh) encrypts it.
-      - V(channel) is memory that the two guest dom0s share (M(vmbeam.xen.zero_copy_session)), for
-        O(strategy=zero_copy), whose memory goes by no transport at all, but the state of its CPUs and devices does.
-        Nothing passes any network, except that the module looks after what is left of a failed migration by ssh.
+      - V(channel) is memory that the two guest dom0s share (M(vmbeam.xen.zero_copy_session)). Nothing is encrypted, and
+        nothing passes any network, except that the module looks after what is left of a failed migration by ssh. With
+        O(strategy=zero_copy) only the state of the guest's CPUs and devices takes this way, not its memory.
+        O(strategy=cold) cannot use it.
       - V(tcp) sends it as it is over a TCP connection to O(destination), which costs far less CPU time. Who can
         listen on that network can read the guest's memory, so use it on a bridge inside the machine only. The
         connection is set up by ssh and admitted by a token that is used once.
@@ -257,11 +258,9 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     if channel is not None and params["transport"] != "channel":
         raise InvalidInput(f"channel: transport {params['transport']} uses none. Leave it out.")
     if params["transport"] == "channel":
-        if params["strategy"] != "zero_copy":
-            raise InvalidInput(f"transport: strategy {params['strategy']} cannot use a channel. Use ssh or tcp.")
-        links = Links(
-            Xl(), Xl(ssh=ssh), rune, lambda guest: channel_rune(guest, channel), lambda: channel_domains(channel)
-        )
+        if params["strategy"] == "cold":
+            raise InvalidInput("transport: strategy cold has nothing for a channel. Use ssh.")
+        links = Links(Xl(), Xl(ssh=ssh), rune, partial(channel_rune, session=channel), lambda: channel_domains(channel))
     else:
         links = Links(Xl(), Xl(ssh=ssh), rune)
     cold = None

@@ -46,8 +46,16 @@ def test_check_mode_and_plan_change_nothing(lab):
         assert snapshot_of(lab) == before
 
 
-@pytest.mark.parametrize("strategy", ["zero_copy", "precopy", pytest.param("suspend", marks=pytest.mark.long)])
-def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "transport"),
+    [
+        pytest.param("zero_copy", "ssh", id="zero_copy"),  # of memory that is copied
+        pytest.param("precopy", "ssh", id="precopy"),
+        pytest.param("precopy", "channel", id="precopy by the channel", marks=pytest.mark.long),
+        pytest.param("suspend", "channel", id="suspend", marks=pytest.mark.long),
+    ],
+)
+def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy, transport):
     before = lab.all_status()
     name_a, name_b = f"{lab.machine.name}-a", f"{lab.machine.name}-b"
     assert lab.domains() == {name_a}
@@ -58,6 +66,7 @@ def test_guests_move_to_a_fresh_host_vm_and_do_not_notice(lab, strategy):
 
     result = lab.playbook(
         *("rejuvenate.yml", "-e", "vmbeam_force=true", "-e", f"vmbeam_strategy={strategy}"),
+        *("-e", f"vmbeam_transport={transport}"),
         *("-e", json.dumps({"vmbeam_gates": gates})),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,9 +33,11 @@ FAKED = (
     "host_vm_disk",
     "host_vm_info",
     "wait_for_guest",
+    "wait_for_xen",
     "zero_copy_info",
     "zero_copy_session",
 )
+LOGIN = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 me@home"
 TIMEOUT = 600  # seconds; a run takes a tenth of that
 
 PLAYBOOK = [
@@ -45,7 +48,7 @@ PLAYBOOK = [
         "tasks": [{"ansible.builtin.import_role": {"name": "vmbeam.xen.rejuvenate"}}],
     }
 ]
-# Stands in for role host_vm, which makes keys and waits for connections.
+# Stands in for role host_vm, which makes keys and waits for connections; see real_host_vm().
 START = [
     {
         "vmbeam.xen.host_vm": {
@@ -131,7 +134,7 @@ class Machines:
         )
         self.hosts[name] = {
             "vmbeam_slots": {
-                slot: {"name": f"{name}-{slot}", "address": f"{address}/24", "mac": "00:16:3e:00:00:01"}
+                slot: {"name": f"{name}-{slot}", "address": f"{address}/24", "mac": f"00:16:3e:00:0{number}:0{slot}"}
                 for slot, address in slots.items()
             },
             "vmbeam_state_file": f"{self.folder}/{name}-state.json",
@@ -141,6 +144,20 @@ class Machines:
             **self.place(name),
         }
         self.dom0s |= {f"{name}-{slot}": self.place(f"{name}-{slot}") for slot in slots}
+
+    def real_host_vm(self) -> dict[str, Any]:
+        """Have role host_vm as it is; return the variables that it needs."""
+        role = self.start.parents[1]
+        shutil.rmtree(role)
+        shutil.copytree(ROOT / "roles" / "host_vm", role)
+        return {"vmbeam_authorized_keys": [LOGIN], "vmbeam_keys_directory": f"{self.folder}/keys"}
+
+    def seed_files(self, host_vm: str) -> dict[str, str]:
+        """The files with which a host VM was started, by role host_vm as it is."""
+        items = self.world(host_vm.split("-")[0])["host_vms"][host_vm]["seed_files"]
+        files = {item["path"]: item["content"] for item in items}
+        assert len(files) == len(items)  # module host_vm refuses a file that is given twice
+        return files
 
     def place(self, dom0: str) -> dict[str, str]:
         """By which the stand-ins know in which dom0 they run."""
@@ -227,6 +244,24 @@ def changed(machines: Machines) -> Callable[..., None]:
         machines.write("m1", world)
 
     return change
+
+
+def test_a_host_vm_that_a_rejuvenation_starts_gets_the_files_of_the_inventory(machines):
+    """Given as text; a guest's configuration is as it is in the old host VM, and not as the inventory has it."""
+    machines.add("m1", "app1")
+    configuration = f"{machines.folder}/m1-guests/app1.cfg"
+    given = [
+        {"path": "/etc/systemd/network/30-storage.network", "content": "[Match]\nName=eth1\n"},
+        {"path": configuration, "content": 'name = "app1"\nmemory = 64\n'},
+    ]
+
+    done = machines.run(vmbeam_seed_files=json.dumps(given), **machines.real_host_vm())
+
+    assert done.returncode == 0
+    files = machines.seed_files("m1-b")
+    assert files["/etc/hostname"] == "m1-b\n"
+    assert files["/etc/systemd/network/30-storage.network"] == "[Match]\nName=eth1\n"
+    assert files[configuration] == Path(configuration).read_text()
 
 
 @pytest.fixture
@@ -325,6 +360,14 @@ def test_between_two_versions_of_the_channel_guests_go_without_one(machines, opt
     assert words in done.stdout
 
 
+@pytest.mark.parametrize("strategy", ["precopy", "suspend"])
+def test_guests_that_are_copied_go_by_a_channel_if_that_is_wanted(machines, strategy):
+    machines.add("m1", "app1")
+    options = {"vmbeam_strategy": strategy, "vmbeam_transport": "channel"}
+    assert machines.run(**options).returncode == 0
+    assert machines.moves("m1") == [f"app1 m1-a m1-b {strategy}"]
+
+
 def test_each_guest_moves_as_it_can(machines, changed):
     """auto without zero-copy in the new host VM, one pinned guest, one with a device that stays; then that one goes."""
     machines.add("m1", "app1", "db1", "gpu1", next_host_vm={"zero_copy": False})
@@ -360,6 +403,27 @@ def test_each_guest_moves_as_it_can(machines, changed):
     assert machines.run(**options).returncode == 0
     assert machines.where("m1") == {"m1-b": ["app1", "db1", "gpu1"]}
     assert machines.read("m1", "state")["run"] is None
+
+
+@pytest.mark.parametrize("policy", ["skip_host", "precopy", "suspend"])
+def test_a_guest_that_cannot_go_by_zero_copy_is_dealt_with_as_its_policy_says(machines, changed, policy):
+    """web1 is of type pv, whose memory cannot be passed on; app1 could go."""
+    machines.add("m1", "app1", "web1")
+    changed("web1", type="pv")
+
+    done = machines.run(vmbeam_unmovable_policy=policy, vmbeam_guest_types=["pvh", "hvm", "pv"])
+
+    assert done.returncode == 0
+    because = "guest web1 is of type pv, whose memory cannot be passed on"
+    if policy == "skip_host":
+        assert f"m1: skip: the machine is left alone: {because}" in done.stdout
+        assert machines.world("m1")["calls"] == []
+        assert machines.where("m1") == {"m1-a": ["app1", "web1"]}
+    else:
+        assert machines.moves("m1") == ["app1 m1-a m1-b zero_copy", f"web1 m1-a m1-b {policy}"]
+        assert machines.where("m1") == {"m1-b": ["app1", "web1"]}
+        reasons = {guest["guest"]: guest["strategy_reason"] for guest in machines.read("m1", "report")["guests"]}
+        assert reasons["web1"] == f"{policy} by the policy for guests that cannot move: {because}"
 
 
 def test_each_of_two_guests_that_move_side_by_side_has_its_own_account(machines):
@@ -623,6 +687,44 @@ def test_a_hook_that_fails_does_not_keep_guests_from_going_back(machines):
     assert machines.read("m1", "report")["guests_moved_back"] == ["app1"]
 
 
+# In this order. Before a guest goes, its disks have come; before the last call, the guests are recorded in their place.
+CALLS = ["host_vm m1-b started", "guest_migrate app1", "guest_migrate web1", "host_vm m1-a absent"]
+
+
+@pytest.mark.parametrize(("when", "next_run"), [("before", {}), ("after", {"vmbeam_repair_only": True})])
+def test_a_run_that_is_killed_is_continued_from_any_call(machines, when, next_run):
+    """Each run is killed before or after the call that follows the one of the run before, and the next one goes on."""
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    machines.add("m1", "app1", "web1", next_host_vm={"created": now})
+    options: dict[str, Any] = {}
+
+    for call in CALLS:
+        machines.write("m1", {**machines.world("m1"), "cut": f"{when} {call}"})
+        assert machines.run(**options).returncode == -signal.SIGKILL, call
+        assert sorted(guest for guests in machines.where("m1").values() for guest in guests) == ["app1", "web1"], call
+        assert machines.read("m1", "state")["run"] is not None
+        assert (machines.folder / "m1-lock" / "lock.json").exists()
+        options = next_run
+
+    assert machines.run(**options).returncode == 0
+
+    assert machines.where("m1") == {"m1-b": ["app1", "web1"]}
+    assert machines.moves("m1") == ["app1 m1-a m1-b zero_copy", "web1 m1-a m1-b zero_copy"]
+    assert [call for call in machines.world("m1")["calls"] if call.startswith("host_vm ")] == [
+        "host_vm m1-b started",
+        "host_vm m1-a absent",
+    ]
+    new = machines.world("m1")["host_vms"]["m1-b"]
+    assert new["generation"] == 2
+    assert sorted(disk["id"] for disk in new["disks"]) == ["app1-root", "web1-root"]
+    state = machines.read("m1", "state")
+    assert state["run"] is None
+    assert state["history"][-1]["outcome"] == "completed"
+    [recorded] = json.loads((machines.folder / "m1-record" / "guests.json").read_text())["host_vms"]
+    assert (recorded["host_vm"], recorded["generation"]) == ("m1-b", 2)
+    assert not (machines.folder / "m1-lock" / "lock.json").exists()
+
+
 @pytest.fixture
 def told(machines: Machines) -> Callable[..., list[list[str]]]:
     """What the hook `tell` was told: hook, machine, guest, host VM, outcome."""
@@ -789,6 +891,53 @@ def test_a_machine_is_done_once_in_a_run(machines):
     assert machines.moves("m1") == ["app1 m1-a m1-b zero_copy"]
 
 
+def test_a_repair_ends_what_a_cut_migration_left_half_done(machines):
+    """db1 had been sent away and did not go on; web1 was on its way; app1 has moved, and its old copy is left."""
+    machines.add("m1", "app1", "db1", "log1", "web1", faults=["log1 to m1-b"])
+    assert machines.run(vmbeam_undo_on_failure=False).returncode != 0
+    world = machines.world("m1")
+    old, new = (world["host_vms"][name]["guests"] for name in ("m1-a", "m1-b"))
+    assert (sorted(old), sorted(new)) == (["log1", "web1"], ["app1", "db1"])
+    old["app1--migratedaway"] = machines.guest("app1", state="suspended")
+    old["db1--migratedaway"] = machines.guest("db1", state="suspended")
+    new["db1--incoming"] = {**new.pop("db1"), "state": "paused"}
+    new["web1--incoming"] = machines.guest("web1", state="paused")
+    world["host_vms"]["m1-b"]["disks"].append({"id": "web1-root", "path": "/guests/web1.raw"})
+    machines.write("m1", {**world, "faults": [], "calls": []})
+
+    done = machines.run(vmbeam_repair_only=True)
+
+    assert done.returncode == 0
+    assert machines.where("m1") == {"m1-b": ["app1", "db1", "log1", "web1"]}
+    assert {guest["state"] for guest in machines.world("m1")["host_vms"]["m1-b"]["guests"].values()} == {"blocked"}
+    mended = [call.removeprefix("mend ") for call in machines.world("m1")["calls"] if call.startswith("mend ")]
+    assert sorted(mended) == [
+        "destroy app1--migratedaway at the source",
+        "destroy db1--migratedaway at the source",
+        "destroy web1--incoming at the destination",
+        "rename db1--incoming at the destination",
+        "unpause db1--incoming at the destination",
+    ]
+    # Only these were moved now.
+    assert machines.moves("m1") == ["log1 m1-a m1-b zero_copy", "web1 m1-a m1-b zero_copy"]
+    assert machines.read("m1", "state")["run"] is None
+
+
+def test_a_copy_that_is_left_beside_its_guest_in_the_only_host_vm_is_for_a_person(machines):
+    """A migration of another time; nothing tells here what became of it."""
+    machines.add("m1", "app1", "web1")
+    world = machines.world("m1")
+    world["host_vms"]["m1-a"]["guests"]["web1--migratedaway"] = machines.guest("web1", state="suspended")
+    machines.write("m1", world)
+
+    done = machines.run(vmbeam_repair_only=True)
+
+    assert done.returncode != 0
+    assert "web1--migratedaway (suspended) was left in m1-a beside web1: if web1 is well" in done.stdout
+    assert machines.where("m1") == {"m1-a": ["app1", "web1", "web1--migratedaway"]}
+    assert machines.world("m1")["calls"] == []
+
+
 def test_a_repair_is_in_the_audit_log_and_in_the_report_of_its_run(machines):
     machines.add("m1", "app1")
     machines.add("m2", "web2")
@@ -933,25 +1082,34 @@ def test_check_mode_with_diff_shows_what_would_be_where(machines):
     assert machines.read("m1", "plan")["action"] == "rejuvenate"
 
 
-def test_preflight_is_made_again_before_each_machine(machines):
-    """m2's guest loses its disk while m1 is rolled: m2 is looked at when its turn comes, and not touched."""
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ({"disks": []}, "guest web2's disk xvda"),
+        ({"free_memory_mb": 1000}, "the host hypervisor has too little free memory for m2-b: needs"),
+    ],
+)
+def test_preflight_is_made_again_before_each_machine(machines, lost, told):
+    """What m2 needs is lost when both are planned and m1 is rolled: m2 is looked at in its turn, and not touched."""
     machines.add("m1", "app1")
     machines.add("m2", "web2")
     world = machines.world("m2")
-    world["host_vms"]["m2-a"]["disks"] = []
+    (world if "free_memory_mb" in lost else world["host_vms"]["m2-a"]).update(lost)
     change = {"content": json.dumps(world), "dest": str(machines.folder / "m2.json")}
     later = {"ansible.builtin.copy": change, "when": "inventory_hostname == 'm1'"}
-    (machines.folder / "play.yml").write_text(yaml.safe_dump([{**PLAYBOOK[0], "post_tasks": [later]}]))
+    plan = {**PLAYBOOK[0], "serial": 2, "vars": {"rejuvenate_plan_only": True}}
+    (machines.folder / "play.yml").write_text(yaml.safe_dump([plan, {**PLAYBOOK[0], "post_tasks": [later]}]))
     for name in ("m1", "m2"):
         (machines.folder / f"{name}-metrics").mkdir()
     done = machines.run(vmbeam_textfile_directory=f"{machines.folder}/{{{{ inventory_hostname }}}}-metrics")
     assert machines.where("m1") == {"m1-b": ["app1"]}
     assert done.returncode != 0
-    assert "m2 is not rejuvenated, nothing was touched: (1) guest web2's disk xvda" in done.stdout
+    assert done.stdout.count("m2: rejuvenate: ") == 2
+    assert f"m2 is not rejuvenated, nothing was touched: (1) {told}" in done.stdout
     assert machines.world("m2")["calls"] == []
-    told = [(machines.folder / f"{name}-metrics/vmbeam_rejuvenation.prom").read_text() for name in ("m1", "m2")]
-    assert ["last_refused_timestamp_seconds" in text for text in told] == [False, True]
-    assert ["last_run_success" in text for text in told] == [True, False]
+    metrics = [(machines.folder / f"{name}-metrics/vmbeam_rejuvenation.prom").read_text() for name in ("m1", "m2")]
+    assert ["last_refused_timestamp_seconds" in text for text in metrics] == [False, True]
+    assert ["last_run_success" in text for text in metrics] == [True, False]
 
 
 def test_guests_that_stopped_while_the_host_vm_started_are_seen(machines):

@@ -849,15 +849,24 @@ def test_other_commands_are_refused(request_):
         _channel_daemon.command(request_, 1)
 
 
-def test_the_destination_cannot_have_the_source_receive():
+@pytest.mark.parametrize("receiver", ["receive", "receive-copy", "restore"])
+def test_the_destination_cannot_have_the_source_receive(receiver):
     with pytest.raises(ValueError, match="only the source"):
-        _channel_daemon.command({"command": "receive", "guest": "web1"}, 0)
+        _channel_daemon.command({"command": receiver, "guest": "web1"}, 0)
 
 
-def test_the_receiver_is_the_modules():
-    _command, argv = _channel_daemon.command({"command": "receive", "guest": "web1"}, 1)
-    assert argv[-3:] == ["xl", "migrate-receive", "--zero-copy"]
-    assert "/run/lock/vmbeam-receive-web1.lock" in argv
+@pytest.mark.parametrize(
+    ("receiver", "words"),
+    [
+        ("receive", ["migrate-receive", "--zero-copy"]),
+        ("receive-copy", ["migrate-receive"]),
+        ("restore", ["restore", "-p", "/dev/stdin"]),
+    ],
+)
+def test_the_receivers_are_the_modules(receiver, words):
+    command, argv = _channel_daemon.command({"command": receiver, "guest": "web1"}, 1)
+    assert command.service
+    assert argv == ["flock", "-n", "-o", "-E", "75", "/run/lock/vmbeam-receive-web1.lock", "xl", *words]
 
 
 # --- the command
@@ -865,7 +874,7 @@ def test_the_receiver_is_the_modules():
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["receive"], ["list", "x"], ["receive", "web1", "1", "2"], ["reboot"], ["status", "-1"]],
+    [[], ["receive"], ["restore"], ["list", "x"], ["receive", "web1", "1", "2"], ["reboot"], ["status", "-1"]],
 )
 def test_wrong_usage(arguments):
     assert _channel_client._request(arguments) is None
@@ -873,4 +882,6 @@ def test_wrong_usage(arguments):
 
 def test_a_session_may_be_named():
     assert _channel_client._request(["measure", "3"]) == {"command": "measure", "session": 3}
-    assert _channel_client._request(["receive", "web1", "3"]) == {"command": "receive", "guest": "web1", "session": 3}
+    for receiver in ("receive", "receive-copy", "restore"):
+        request = {"command": receiver, "guest": "web1", "session": 3}
+        assert _channel_client._request([receiver, "web1", "3"]) == request

@@ -8,12 +8,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import subprocess
 import time
 from functools import partial
 
 import pytest
-from ansible_collections.vmbeam.xen.plugins.module_utils import _migrate, _transport
+from ansible_collections.vmbeam.xen.plugins.module_utils import _channel_daemon, _migrate, _transport
 from ansible_collections.vmbeam.xen.plugins.module_utils._cold import ColdOptions
 from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     CommandError,
@@ -52,7 +53,14 @@ def migration(locks):
         rune = (
             partial(_transport.tcp_rune, ssh, "127.0.0.1") if transport == "tcp" else partial(_transport.ssh_rune, ssh)
         )
-        return Migration("web", Links(Xl(), Xl(ssh=ssh), rune), strategy, timeout, locks=locks, session=session)
+
+        def receive(receiver, guest):
+            _command, argv = _channel_daemon.command({"command": receiver, "guest": guest}, 1)
+            # What the channel does: the daemon of the other side runs it.
+            return _transport.ssh_rune(ssh, shlex.join(argv).replace("/run/lock", locks))
+
+        links = Links(Xl(), Xl(ssh=ssh), rune, receive if transport == "channel" else None)
+        return Migration("web", links, strategy, timeout, locks=locks, session=session)
 
     return make
 
@@ -67,7 +75,7 @@ def fails(migration, error=CommandError):
     return caught.value
 
 
-@pytest.mark.parametrize("transport", ["ssh", "tcp"])
+@pytest.mark.parametrize("transport", ["ssh", "tcp", "channel"])
 @pytest.mark.parametrize("strategy", ["precopy", "suspend", "zero_copy"])
 def test_moves_the_guest(fake_xen, migration, strategy, transport):
     fake_xen.add("source", "web")
@@ -331,12 +339,13 @@ def test_one_migration_at_a_time(fake_xen, migration, locks):
     assert both(fake_xen) == AT_SOURCE
 
 
+@pytest.mark.parametrize("transport", ["ssh", "channel"])
 @pytest.mark.parametrize("strategy", ["precopy", "suspend"])
-def test_one_receiver_at_a_time(fake_xen, migration, locks, strategy):
+def test_one_receiver_at_a_time(fake_xen, migration, locks, strategy, transport):
     fake_xen.add("source", "web")
     with open(f"{locks}/vmbeam-receive-web.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        error = fails(migration(strategy))
+        error = fails(migration(strategy, transport))
     assert "nother receiver of" in error.message
     assert both(fake_xen) == AT_SOURCE
 

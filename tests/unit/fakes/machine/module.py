@@ -14,6 +14,8 @@ import importlib
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +50,7 @@ def host_vm_info(world, _me, options, _check):
     return {
         **storage,
         "host_vms": host_vms + lost,
-        "hypervisor": {**HYPERVISOR, "free_memory_mb": 16384},
+        "hypervisor": {**HYPERVISOR, "free_memory_mb": world.get("free_memory_mb", 16384)},
         "guest_record": [entry.as_dict() for entry in record().read()],
     }
 
@@ -117,6 +119,7 @@ def host_vm(world, _me, options, _check):
             "memory_mb": 4096,
             "disks": [],
             "guests": {},
+            "seed_files": options.get("seed_files"),
             **world["next_host_vm"],
         }
     return {"changed": True}
@@ -150,6 +153,10 @@ def guest_info(world, me, options, _check):
             for path in sorted(Path(FOLDER, f"{me.split('-')[0]}-guests").glob("*.cfg"))
         ],
     }
+
+
+def wait_for_xen(_world, _me, _options, _check):
+    return {"changed": False}
 
 
 def wait_for_guest(world, me, options, _check):
@@ -187,9 +194,13 @@ def guest_migrate(world, me, options, check):
     name, strategy = options["name"], options["strategy"]
     there = world["addresses"][options["destination"]]
     here, moved = world["host_vms"][me]["guests"], world["host_vms"][there]["guests"]
+    if not check:
+        mend(world, name, here, moved)
     location = "destination" if name in moved else "source" if name in here else "nowhere"
     if strategy == "zero_copy" and world["host_vms"][there].get("zero_copy") is False:
         raise Failed("zero-copy is not offered")
+    if (options["transport"] == "channel") != (options.get("channel") is not None):
+        raise Failed(f"channel: {options.get('channel')} for transport {options['transport']}")
     if options["transport"] == "channel" and channel_version(world, me) != channel_version(world, there):
         raise Failed("there is no channel that is up")
     if strategy == "cold" and not options.get("config"):
@@ -215,6 +226,32 @@ def guest_migrate(world, me, options, check):
         "migration": {"guest": name, "strategy": strategy, "seconds": 2.0, "downtime_seconds": 0.5},
         "diff": {"before": {"location": location}, "after": {"location": "destination"}},
     }
+
+
+def mend(world, name, source, destination):
+    """What a cut migration left of a guest, as the real module judges it."""
+    if not {f"{name}--incoming", f"{name}--migratedaway"} & {*source, *destination}:
+        return
+    verdict = real("_migration_state").judge(name, *(sighting(name, guests) for guests in (source, destination)))
+    if verdict.problem:
+        raise Failed(verdict.problem, location=verdict.location)
+    for repair in verdict.repairs:
+        call(world, "mend", repair.verb, repair.domain.name, "at the", repair.side)
+        guests = source if repair.side == "source" else destination
+        # It may have been renamed just now.
+        entry = guests.pop(repair.domain.name if repair.domain.name in guests else name)
+        if repair.verb != "destroy":
+            guests[name] = entry if repair.verb == "rename" else {**entry, "state": "blocked"}
+
+
+def sighting(name, guests):
+    flags = {"paused": "--p---", "suspended": "---ss-", "blocked": "-b----"}
+    # One that is paused has not run yet.
+    domains = [
+        real("_parse").Domain(copy, 1, name, flags[entry["state"]], 128, 1, 0.0 if entry["state"] == "paused" else 9.0)
+        for copy, entry in guests.items()
+    ]
+    return real("_migration_state").Sighting.of(name, domains)
 
 
 def guest_passage(world, me, options, check):
@@ -243,6 +280,46 @@ def zero_copy_session(world, _me, options, check):
     return {"changed": True, "sessions": [{"session": number} for number in range(options.get("count", 1))]}
 
 
+def boot(world, me, _options, check):
+    """In place of ansible.builtin.reboot: what was in memory is gone, and what a host VM had in its disk."""
+    if check:
+        return {"changed": True}
+    call(world, "reboot")
+    if world["host_vms"]:
+        raise Failed(f"the test would have lost {list(world['host_vms'])}")
+    for gone in ("guests", "lock"):
+        shutil.rmtree(f"{FOLDER}/{me}-{gone}")
+    return {"changed": True, "rebooted": True}
+
+
+def note(world, _me, options, check):
+    """That a stand-in for a role was called."""
+    if not check:
+        call(world, options["words"])
+    return {"changed": True}
+
+
+def cut(world, when, options):
+    """Whether the run is to be cut before or after this call; once."""
+    words = [when, NAME, *(str(options[key]) for key in ("name", "host_vm", "disk", "state") if key in options)]
+    if options.get("_ansible_check_mode") or world.get("cut") != " ".join(words):
+        return False
+    world["cut"] = ""
+    return True
+
+
+def kill_run():
+    """Kill the ansible-playbook that called this, as losing its computer does: it has no time to tidy up."""
+    process, found = os.getppid(), []
+    while process > 1:
+        # An interpreter and its script; not a shell that was told to run one.
+        if Path(Path(f"/proc/{process}/cmdline").read_text().split("\0")[1]).name == "ansible-playbook":
+            found.append(process)
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    for process in reversed(found):
+        os.kill(process, signal.SIGKILL)
+
+
 def main():
     with open(sys.argv[1]) as file:
         options = json.load(file)
@@ -252,13 +329,19 @@ def main():
         fcntl.flock(lock, fcntl.LOCK_EX)
         with open(path) as file:
             world = json.load(file)
-        try:
-            result = globals()[NAME](world, me, options, options.get("_ansible_check_mode"))
-        except Failed as exc:
-            result = {"failed": True, "msg": exc.args[0], **exc.details}
+        ends = cut(world, "before", options)
+        if not ends:
+            try:
+                result = globals()[NAME](world, me, options, options.get("_ansible_check_mode"))
+            except Failed as exc:
+                result = {"failed": True, "msg": exc.args[0], **exc.details}
+            ends = cut(world, "after", options)
         with open(path, "w") as file:
             json.dump(world, file)
-    print(json.dumps(result))
+    if ends:
+        kill_run()
+    else:
+        print(json.dumps(result))
 
 
 main()
