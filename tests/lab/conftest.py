@@ -291,7 +291,11 @@ class Pair:
 
     def free_pages(self, slot: str) -> int:
         """Return the pages of 4 KiB that the guest hypervisor of a slot has free."""
-        return int(self.lab.guest_dom0(slot, with_xenctrl(FREE_PAGES)))
+        return int(self.xenctrl(slot, FREE_PAGES))
+
+    def xenctrl(self, slot: str, program: str) -> str:
+        """Run a Python program in the guest dom0 of a slot, for which libxenctrl is open (XENCTRL)."""
+        return self.lab.guest_dom0(slot, with_xenctrl(program))
 
     def accounts(self) -> Accounts:
         """Return what all three hypervisors say of who owns how much memory."""

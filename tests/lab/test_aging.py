@@ -25,11 +25,14 @@ XENSTORE_LEAK = (
 )
 NODES = 200  #: more than at first, at which the machine is due
 
-#: Read by xl, xenstored's socket and /proc in a service that may do little else.
+#: Read by xl, xenstored's socket, /proc and the file system in a service that may do little else.
 ALWAYS_READ = {
     "hypervisor_free_memory",
+    "hypervisor_own_memory",
+    "highest_domid",
     "dom0_available_memory",
     "dom0_open_files",
+    "disk_free_root",
     "xenstore_nodes",
     "xenstored_memory",
     "xenstored_open_files",

@@ -31,12 +31,12 @@ CONFIG = """\
 name = "{name}"
 type = "pvh"
 memory = 112
-vcpus = 2
+vcpus = 3
 cpus = "1-2"
 nestedhvm = 1
 kernel = "{directory}/vmlinux"
 ramdisk = "{directory}/initramfs.img"
-cmdline = "console=hvc0 quiet loglevel=3 nokaslr mitigations=off panic=0 maxcpus=1 hugepages=10 {options}"
+cmdline = "console=hvc0 quiet loglevel=3 nokaslr mitigations=off panic=0 maxcpus={cpus} hugepages=10 {options}"
 on_crash = "preserve"
 """
 
@@ -50,6 +50,15 @@ done
 cat "$tty" > {directory}/{name}.log 2>&1 < /dev/null &
 xl unpause {name}
 """
+
+#: Shuts a domain down as if it had crashed: it stays, so that it is dead, but not gone.
+SHUT_DOWN = """\
+if xenctrl.xc_domain_shutdown(handle, ctypes.c_uint32({domid}), 3):
+    sys.exit(f"errno={{ctypes.get_errno()}}")
+"""
+
+#: States of a session in which it can rest (XEN_ZEROCOPY_STATE_*).
+OPEN, COMMITTING, COMMITTED = 1, 2, 3
 
 #: Asks to commit a session on behalf of its source, and ends successfully if that is refused as too early.
 FORCE_COMMIT = """\
@@ -84,7 +93,7 @@ def alone(machine) -> typing.Iterator[None]:
 def start(lab, name: str, **options: int) -> None:
     """Start a hostile host VM, whose console is written to a file."""
     words = " ".join(f"hostile.{key}={value}" for key, value in options.items())
-    config = CONFIG.format(name=name, directory=DIRECTORY, options=words)
+    config = CONFIG.format(name=name, directory=DIRECTORY, options=words, cpus=options.get("cpus", 1))
     lab.host("sh", "-c", shlex.quote(f"cat > {DIRECTORY}/{name}.cfg <<'EOF'\n{config}EOF\n"))
     lab.host("xl", "create", "-p", "-q", f"{DIRECTORY}/{name}.cfg", timeout=120)
     lab.host("sh", "-c", shlex.quote(FOLLOW.format(name=name, directory=DIRECTORY)))
@@ -174,7 +183,7 @@ def assert_untouched(lab, free_before: int) -> None:
 
 def test_misuse_is_refused_and_leaks_nothing(hostile):
     free = hostile.free_pages()
-    set_up(hostile, seed=1, commit=1)
+    set_up(hostile, seed=1, commit=1, cpus=2)
     assert_no_forced_commit(hostile, "c", "b")
     begin(hostile)
     for name, match in await_lines(hostile, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=600).items():
@@ -185,6 +194,7 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
     print(*(f"{name}: {end[0]}" for name, end in ends.items()), sep="\n")
     for name in PAIR:
         assert "HOSTILE FAIL" not in log_of(hostile, name), log_of(hostile, name)
+        assert re.search(r"HOSTILE CHILD calls=\d{3}", log_of(hostile, name))
     # The game is worth nothing if nothing was ever passed on.
     assert int(re.search(r"extents=(\d+)", ends["hostile-b"][0])[1]) > 100
     assert int(re.search(r"committed=(\d+)", ends["hostile-b"][0])[1]) > 0
@@ -195,7 +205,7 @@ def test_misuse_is_refused_and_leaks_nothing(hostile):
 @pytest.mark.parametrize("first", ["hostile-a", "hostile-b"])
 def test_a_host_vm_dies_in_the_middle(hostile, first):
     free = hostile.free_pages()
-    set_up(hostile, seed=2)
+    set_up(hostile, seed=2, cpus=2)
     begin(hostile)
     await_lines(hostile, r"HOSTILE CHECKED", *PAIR, timeout=600)
     bind(hostile, "a", "b", memory_mb=16, count=20)
@@ -204,6 +214,34 @@ def test_a_host_vm_dies_in_the_middle(hostile, first):
     ends = await_lines(hostile, r"HOSTILE DONE .*", other, timeout=SECONDS + 120)
     print(ends[other][0])
     assert "HOSTILE FAIL" not in log_of(hostile, other), log_of(hostile, other)
+    destroy(hostile, other, "hostile-c")
+    assert_untouched(hostile, free)
+
+
+@pytest.mark.parametrize("first", PAIR)
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param(OPEN, marks=pytest.mark.long, id="OPEN"),
+        pytest.param(COMMITTING, id="COMMITTING"),
+        pytest.param(COMMITTED, marks=pytest.mark.long, id="COMMITTED"),
+    ],
+)
+def test_a_host_vm_dies_while_a_session_rests(hostile, state, first):
+    """5: shut down first, which changes nothing, then destroyed; the other side gets all of the memory, or its own."""
+    free = hostile.free_pages()
+    (other,) = set(PAIR) - {first}
+    set_up(hostile, rest=state)
+    begin(hostile)
+    await_lines(hostile, r"HOSTILE RESTS", *PAIR, timeout=300)
+    domid = hostile.host("xl", "domid", first).strip()
+    hostile.xenctrl(SHUT_DOWN.format(domid=domid))
+    await_lines(hostile, r"HOSTILE ALONE", other, timeout=120)
+    destroy(hostile, first)
+    end = await_lines(hostile, r"HOSTILE DONE checks=(\d+) failures=(\d+)", other, timeout=120)[other]
+    print(end[0])
+    assert int(end[1]) >= 6
+    assert end[2] == "0", log_of(hostile, other)
     destroy(hostile, other, "hostile-c")
     assert_untouched(hostile, free)
 

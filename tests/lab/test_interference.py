@@ -6,6 +6,7 @@ The numbers are those of the cases that xen-patches/README.md lists.
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import shlex
 
 import pytest
@@ -30,6 +31,28 @@ HIGHEST_RATE, LEAST_RATE = 10000, 2500
 LARGE, LARGE_WRITER = 320, 192
 #: Pages that a guest hypervisor may keep of its first migration: a MiB, the unit in which xl tells what is free.
 BOOKKEEPING = 256
+#: MiB that a guest has, and could have: the rest is populated on demand. For one of 128 MiB.
+POPULATED, MAXIMUM = 112, 160
+#: A frame of a guest of up to 3 GiB that nothing is at.
+UNUSED_GFN = 0xD0000
+
+#: Prints 0, or the error, of what a dom0 wants of a domain: XEN_DOMCTL_unpausedomain, XEN_DOMCTL_resumedomain,
+#: XENMEM_populate_physmap.
+ASK = {
+    "unpause": "rc = xenctrl.xc_domain_unpause(handle, domid)",
+    "resume": "rc = xenctrl.xc_domain_resume(handle, domid, 1)",
+    "populate": (
+        f"gfn = ctypes.c_ulong({UNUSED_GFN})\n"
+        "rc = xenctrl.xc_domain_populate_physmap_exact(handle, domid, ctypes.c_ulong(1), 0, 0, ctypes.byref(gfn))"
+    ),
+}
+
+
+def asked(pair, slot: str, what: str, name: str) -> int:
+    """Have the guest hypervisor of a slot do something to a domain past its toolstack; return 0 or the error."""
+    domid = int(pair.lab.guest_dom0(slot, f"xl domid {name}"))
+    program = f"domid = ctypes.c_uint32({domid})\n{ASK[what]}\nprint(-rc and ctypes.get_errno())"
+    return int(pair.xenctrl(slot, program))
 
 
 @pytest.fixture
@@ -63,6 +86,26 @@ def assert_free(pair, slot: str, before: int) -> None:
     kept = before - pair.free_pages(slot)
     print(f"{slot} has kept {kept} pages")
     assert abs(kept) <= BOOKKEEPING
+
+
+def assert_goes_on(pair, before: dict) -> None:
+    """The guest has stayed at the source, as it was, and moves when it is asked again."""
+    assert pair.running_in() == ["a"]
+    assert not guests.lost(before, pair.lab.status(GUEST))
+    pair.move("a", "b")
+    assert pair.running_in() == ["b"]
+    assert not guests.lost(before, pair.lab.status(GUEST))
+
+
+def give_back(pair, mib: int) -> None:
+    """Have the guest in slot a give that much of its memory back, and wait until most of it is free."""
+    free, size = pair.free_mib("a"), pair.lab.machine.guests[GUEST].memory_mb
+    pair.lab.guest_dom0("a", f"xl mem-set {GUEST} {size - mib}m")
+    wait.until(
+        lambda: pair.free_mib("a") >= free + 3 * mib // 4,
+        timeout=120,
+        failure=lambda: AssertionError("what the guest has given back is not free"),
+    )
 
 
 def start_anew(pair, guest: str, *edits: str) -> None:
@@ -174,7 +217,6 @@ def test_a_guest_whose_old_copy_is_destroyed_after_the_hand_over_goes_on(fresh):
 def test_a_session_that_is_removed_half_way_leaves_the_guest_as_it_was(fresh):
     """16: host dom0 ends it while the sender waits for the receiver: the guest runs on, and none of it stays pinned."""
     before = fresh.lab.status(GUEST)
-    size = fresh.lab.machine.guests[GUEST].memory_mb
     with fresh.held(RECEIVING, slot="b", verb="migrate-receive") as migration:
         wait.until(
             lambda: any(session["offered"] for session in fresh.lab.module("vmbeam.xen.zero_copy_info")["sessions"]),
@@ -186,15 +228,60 @@ def test_a_session_that_is_removed_half_way_leaves_the_guest_as_it_was(fresh):
     assert "moved" not in outcome(migration)
     assert fresh.running_in() == ["a"]
     assert not guests.lost(before, fresh.lab.status(GUEST))
-    free = fresh.free_mib("a")
-    fresh.lab.guest_dom0("a", f"xl mem-set {GUEST} {size - 40}m")
-    wait.until(
-        lambda: fresh.free_mib("a") >= free + 30,
-        timeout=120,
-        failure=lambda: AssertionError("what the guest has given back is not free"),
-    )
+    give_back(fresh, 40)
     fresh.move("a", "b")
     assert fresh.running_in() == ["b"]
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+
+
+def test_a_guest_cannot_run_where_it_is_not(fresh):
+    """6: whoever unpauses or resumes a copy of it past the toolstack, before and after the hand-over."""
+    before = fresh.lab.status(GUEST)
+    with fresh.held(ACKNOWLEDGED) as migration:
+        assert asked(fresh, "b", "unpause", f"{GUEST}--incoming") == errno.EBUSY
+    assert outcome(migration) == "moved"
+    assert fresh.running_in() == ["b"]
+    fresh.move("b", "a")
+    with fresh.held(HANDED_OVER) as migration:
+        assert asked(fresh, "a", "unpause", f"{GUEST}--migratedaway") == errno.EBUSY
+        assert asked(fresh, "a", "resume", f"{GUEST}--migratedaway") == errno.EBUSY
+    assert outcome(migration) == "moved"
+    assert fresh.running_in() == ["b"]
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+
+
+def test_a_guest_that_is_resumed_at_the_source_is_not_handed_over(fresh):
+    """6: its state has arrived at the destination, but would not fit its memory any more."""
+    before = fresh.lab.status(GUEST)
+    with fresh.held(ACKNOWLEDGED) as migration:
+        assert asked(fresh, "a", "resume", GUEST) == 0
+    assert "moved" not in outcome(migration)
+    assert fresh.lab.guests_in("b") == set()
+    assert_goes_on(fresh, before)
+
+
+def test_a_guest_gets_no_memory_while_its_own_is_shared(fresh):
+    """8: it could be at a place that the sender has been to already."""
+    before = fresh.lab.status(GUEST)
+    give_back(fresh, 8)
+    with fresh.held(ACKNOWLEDGED) as migration:
+        assert asked(fresh, "a", "populate", GUEST) == errno.EBUSY
+    assert outcome(migration) == "moved"
+    # It was not for a lack of memory, nor for the place.
+    assert asked(fresh, "b", "populate", GUEST) == 0
+    assert not guests.lost(before, fresh.lab.status(GUEST))
+
+
+def test_a_guest_that_is_populated_on_demand_stays(fresh):
+    """What it has not touched yet is nobody's memory, which cannot be handed over: refused before it is suspended."""
+    start_anew(fresh, GUEST, f"s/^memory = .*/memory = {POPULATED}\\nmaxmem = {MAXIMUM}/")
+    before = fresh.lab.status(GUEST)
+    with pytest.raises(ModuleFailed) as refusal:
+        fresh.move("a", "b")
+    print(refusal.value)
+    assert refusal.value.result["location"] == "source"
+    assert fresh.running_in() == ["a"]
+    assert fresh.lab.guests_in("b") == set()
     assert not guests.lost(before, fresh.lab.status(GUEST))
 
 
@@ -205,11 +292,7 @@ def test_a_killed_channel_leaves_the_guest_at_the_source(fresh, slot):
     with fresh.held(SUSPENDED) as migration:
         fresh.lab.guest_dom0(slot, "systemctl kill --signal=KILL vmbeam-channel")
     assert f"{GUEST} failed" in outcome(migration)
-    assert fresh.running_in() == ["a"]
-    assert not guests.lost(before, fresh.lab.status(GUEST))
-    fresh.move("a", "b")
-    assert fresh.running_in() == ["b"]
-    assert not guests.lost(before, fresh.lab.status(GUEST))
+    assert_goes_on(fresh, before)
 
 
 def test_the_destination_dies_before_the_hand_over(fresh):
@@ -306,9 +389,6 @@ def test_a_commit_that_is_refused_leaves_the_guest_at_the_source(fresh):
         fresh.lab.guest_dom0("b", f"timeout 60 xl destroy {GUEST}--incoming", timeout=90)
     assert f"{GUEST} failed" in outcome(migration)
     assert "Unable to commit zero-copy session" in log_of(migration)
-    assert fresh.running_in() == ["a"]
     assert fresh.lab.guests_in("b") == set()
     assert_free(fresh, "b", free)
-    assert not guests.lost(before, fresh.lab.status(GUEST))
-    fresh.move("a", "b")
-    assert fresh.running_in() == ["b"]
+    assert_goes_on(fresh, before)

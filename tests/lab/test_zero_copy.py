@@ -22,6 +22,9 @@ OTHER = "app1"  #: HVM, with a device model
 #: How often each guest goes to and fro, of which the other one takes part in the first few.
 ROUNDS, OTHER_ROUNDS = 15, 3
 
+#: Pages of a guest that may be copied: those that the hypervisor, or the device model, has mapped.
+MOST_COPIED = 64
+
 #: A receiver that has not been asked for zero-copy: whoever calls it leaves the option out.
 NOT_ASKED = """\
 #!/bin/bash
@@ -115,7 +118,7 @@ def test_the_module_tells_phases_and_pages(pair):
         assert set(migration["phases"]) == {"connect", "memory", "state", "hand_over", "start", "clean_up"}
         memory = migration["memory"]
         assert memory["pages_passed_on"] + memory["pages_copied"] >= pair.lab.machine.guests[GUEST].memory_mb << 8
-        assert memory["pages_passed_on"] > 100 * (memory["pages_copied"] + memory["pages_sent"])
+        assert memory["pages_copied"] + memory["pages_sent"] <= MOST_COPIED
 
 
 def test_without_a_host_that_can_pass_memory_on_nothing_is_touched(pair):

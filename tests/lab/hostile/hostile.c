@@ -10,14 +10,18 @@
  *   hostile.seconds=N       how long to go on at random
  *   hostile.commit=1        up to five times as long, until a session has been committed
  *   hostile.seed=N
+ *   hostile.cpus=N          how many of them call at once, at random
  *   hostile.empty=1         instead of all that, hand memory over with no memory for page tables left
+ *   hostile.rest=N          instead, leave a session in that state (XEN_ZEROCOPY_STATE_*), and see what becomes of it
+ *                           when the other side dies
  * Waits for two sessions of 512 frames between the two, four of 1024 and one
  * of 1024 the other way round, one of 65536, more than either has, and a
  * channel, which is the last one, behind those of another size between each of
  * them and a third one.
  *
- * Lines on the console: "HOSTILE FAIL what" for each finding, at last "HOSTILE
- * DONE" with counters.
+ * Lines on the console: "HOSTILE FAIL what" for each finding, "HOSTILE RESTS"
+ * when a session does, "HOSTILE ALONE" when the other side has shut down, at
+ * last "HOSTILE DONE" with counters.
  *
  * The structures are those of xen/include/public/memory.h, written down again:
  * so a change of the interface is noticed here.
@@ -32,12 +36,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -69,7 +75,7 @@ enum { OFFER = 1, ACCEPT, PREPARE, COMMIT, REVERT, ABORT, QUERY, CLOSE, NOTIFY }
 enum { F_COPY = 1 << 1, F_COPY_BUSY = 1 << 2, F_NEXT = 1 << 3 };
 enum { SOURCE = 1, DESTINATION = 2 };
 enum { OPEN = 1, COMMITTING, COMMITTED, UNDOING, ABORTED };
-enum { INFO_CHANNEL = 1, INFO_SRC_CLOSED = 2, INFO_DST_CLOSED = 4 };
+enum { INFO_CHANNEL = 1, INFO_SRC_CLOSED = 2, INFO_DST_CLOSED = 4, INFO_SRC_DEAD = 8, INFO_DST_DEAD = 16 };
 enum { VERSION = 2, MAX_EXTENTS = 512, DONE = 0, UNSEEN = 1 };
 
 struct extent {
@@ -106,6 +112,7 @@ struct privcmd_hypercall {
 #define HELD      1 /* huge pages of which the hypervisor has mapped something */
 #define PER_HUGE  (HUGE / PAGE)
 #define HELD_PAGE ((LENT + KEPT) * PER_HUGE)
+#define LAST_VCPU 2
 #define PAGES     ((LENT + KEPT + HELD) * PER_HUGE)
 
 /* What each page begins with, twice, before it has been passed around: one of these, plus its number. */
@@ -113,7 +120,7 @@ struct privcmd_hypercall {
 #define MARK_KEPT    0x544550454b534921UL /* the source's, and never lent */
 #define MARK_SECRET  0x544552434553414aUL /* the destination's */
 
-static long role, seconds = 10, seed = 1, empty, commit;
+static long role, seconds = 10, seed = 1, cpus = 1, empty, rest, commit;
 /* Sessions: one that nobody else works on at first, the other domain's one, the channel, the last one of all. */
 static uint32_t mine, theirs, channel, last;
 /* Sessions for both to work on by turns: the four of the same direction, and the other one. */
@@ -122,7 +129,9 @@ static uint32_t common[4], back;
 #define VAST_FRAMES 65536
 static uint32_t vast;
 static int privcmd, failures, checks;
-static unsigned long calls, done_extents, ends[ABORTED + 1];
+static unsigned long calls, done_extents;
+/* How often a session was seen in each state, by any process. */
+static unsigned long *ends;
 static unsigned char *pool;
 static uint64_t pool_gfn[LENT + KEPT + HELD];
 
@@ -167,7 +176,9 @@ static void read_options(void)
         {"role", &role},
         {"seconds", &seconds},
         {"seed", &seed},
+        {"cpus", &cpus},
         {"empty", &empty},
+        {"rest", &rest},
         {"commit", &commit},
     };
     char line[4096];
@@ -242,7 +253,10 @@ static bool is_mark(uint64_t value, uint64_t mark)
 static void make_pool(void)
 {
     pool = mmap(NULL, (LENT + KEPT + HELD) * HUGE, PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
+                MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
+    ends = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (ends == MAP_FAILED)
+        give_up("memory");
     if (pool == MAP_FAILED)
         give_up("huge pages (hugepages= on the command line)");
     mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
@@ -675,7 +689,7 @@ static unsigned int reversed(unsigned int tag)
 }
 
 /*
- * Have the hypervisor map a frame for good: as vcpu_info of the other vCPU, which the kernel never starts.  It then
+ * Have the hypervisor map a frame for good: as vcpu_info of the last vCPU, which the kernel never starts.  It then
  * has a reference and a type, as that of the VMCB of a nested guest, which cannot be named from here.
  */
 static uint64_t held_gfn(void)
@@ -685,8 +699,8 @@ static uint64_t held_gfn(void)
         uint32_t offset, reserved;
     } place = {.gfn = pool_gfn[LENT + KEPT], .offset = 1024};
 
-    expect("vcpu_info of the other vCPU",
-           hypercall(HYPERCALL_VCPU_OP, VCPUOP_REGISTER_VCPU_INFO, 1, (uintptr_t)&place), 0);
+    expect("vcpu_info of the last vCPU",
+           hypercall(HYPERCALL_VCPU_OP, VCPUOP_REGISTER_VCPU_INFO, LAST_VCPU, (uintptr_t)&place), 0);
     return place.gfn;
 }
 
@@ -882,6 +896,53 @@ static void together(void)
     mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
 }
 
+/* One of the two dies while a session rests in a state */
+
+static void rest_as_source(uint32_t session)
+{
+    expect("OFFER of an ordinary frame", one(OFFER, session, 0, lent_gfn(0), 0), DONE);
+    expect("OFFER of a frame that the hypervisor has mapped", one(OFFER, session, 1, held_gfn(), 0), DONE);
+    await("ACCEPT", session, (struct info){.state = OPEN, .shared = 2});
+    if (rest != OPEN)
+        expect("COMMIT of a frame that is mapped", simple(COMMIT, session, 0), -EBUSY);
+    if (rest == COMMITTED)
+        expect("COMMIT with copies", simple(COMMIT, session, F_COPY_BUSY), 0);
+}
+
+static void rest_as_destination(uint32_t session)
+{
+    await("OFFER", session, (struct info){.state = OPEN, .offered = 2});
+    for (unsigned int tag = 0; tag < 2; tag++)
+        expect("ACCEPT", one(ACCEPT, session, tag, lent_gfn(tag), 0), DONE);
+    await("COMMIT", session, (struct info){.state = rest});
+}
+
+/*
+ * As long as it is shut down only, all stays as it is.  When it is destroyed, a session that is COMMITTING goes the way
+ * on which the guest survives: its state has arrived at the destination already.
+ */
+static void see_the_other_one_die(uint32_t session)
+{
+    bool source = role == SOURCE, handed_over = rest == COMMITTED || (rest == COMMITTING && !source);
+
+    say("RESTS");
+    await("the other one's end", session,
+          (struct info){.state = rest, .flags = source ? INFO_DST_DEAD : INFO_SRC_DEAD});
+    say("ALONE");
+    await("what becomes of the session", session,
+          (struct info){.state = handed_over ? COMMITTED : ABORTED,
+                        .flags = source ? INFO_DST_CLOSED : INFO_SRC_CLOSED});
+    if (source) {
+        expect_page("what was lent", 0, handed_over ? 0 : MARK_SOURCE);
+        expect_mark("what was mapped", HELD_PAGE, HELD_PAGE);
+    } else {
+        expect_page("what was borrowed", 0, handed_over ? MARK_SOURCE : 0);
+        expect_page("what was mapped at the source", 1, handed_over ? MARK_SOURCE + HELD_PAGE : 0);
+    }
+    expect("CLOSE", simple(CLOSE, session, 0), 0);
+    expect("CLOSE of what is gone", simple(CLOSE, session, 0), -ENOENT);
+}
+
 /* With an empty pool for page tables */
 
 /* Puts something into one GiB after the other: the page tables for it stay. */
@@ -1074,17 +1135,22 @@ static void act(const struct info *info)
         simple(rnd(12), rnd(4) ? session : rnd(~0U), rnd(2) ? 0 : rnd(32));
 }
 
-static void at_random(void)
+static void at_random(long cpu)
 {
     double end = now() + seconds;
     uint32_t latest = 0;
     bool used = true;
+    /* Exclusive while marks are put: no other process may accept or offer then. */
+    int turn = open("/turn", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
-    random_state = (uint64_t)seed * 0x9e3779b97f4a7c15UL + role;
-    while (now() < end || (commit && !ends[COMMITTED] && now() < end + 4 * seconds)) {
+    if (turn < 0)
+        give_up("/turn");
+    random_state = (uint64_t)(seed + 1000 * cpu) * 0x9e3779b97f4a7c15UL + role;
+    while (now() < end || (commit && !cpu && !ends[COMMITTED] && now() < end + 4 * seconds)) {
         uint32_t session = 0, orderly = newest();
         struct info info, after;
 
+        flock(turn, LOCK_SH);
         while (!query(session, F_NEXT, &info)) {
             session = info.session;
             used = true;
@@ -1106,11 +1172,37 @@ static void at_random(void)
         }
         look();
         /* Nobody else has any of it: put new marks where the last round has left none. */
-        if (!session && used) {
+        if (!session && used && !flock(turn, LOCK_EX) && query(0, F_NEXT, &info)) {
             mark(0, LENT * PER_HUGE, role == SOURCE ? MARK_SOURCE : MARK_SECRET);
             used = false;
         }
+        flock(turn, LOCK_UN);
     }
+    close(turn);
+}
+
+/* A process for each CPU, all with the same memory and sessions. */
+static void all_at_random(void)
+{
+    long cpu = 1;
+    pid_t child = 1;
+    int status;
+
+    for (; cpu < cpus && child; cpu += !!child)
+        if ((child = fork()) < 0)
+            give_up("fork");
+    if (!child) {
+        failures = calls = done_extents = 0;
+        at_random(cpu);
+        say("CHILD calls=%lu extents=%lu committed=%lu", calls, done_extents, ends[COMMITTED]);
+        _exit(!!failures);
+    }
+    at_random(0);
+    while (wait(&status) > 0)
+        if (status) {
+            failures++;
+            say("FAIL a process has ended with status %d", status);
+        }
 }
 
 int main(void)
@@ -1123,6 +1215,9 @@ int main(void)
     find_sessions();
     if (empty) {
         (role == SOURCE ? empty_as_source : empty_as_destination)(common[0], common[1]);
+    } else if (rest) {
+        (role == SOURCE ? rest_as_source : rest_as_destination)(common[0]);
+        see_the_other_one_die(common[0]);
     } else {
         known_to_anybody(mine);
         if (role == SOURCE)
@@ -1133,8 +1228,8 @@ int main(void)
         together();
     }
     say("CHECKED checks=%d failures=%d", checks, failures);
-    if (!empty)
-        at_random();
+    if (!empty && !rest)
+        all_at_random();
     say("DONE checks=%d failures=%d calls=%lu extents=%lu open=%lu committed=%lu aborted=%lu", checks, failures, calls,
         done_extents, ends[OPEN], ends[COMMITTED], ends[ABORTED]);
     for (;;)
