@@ -197,8 +197,10 @@ class _Observer:
     def _hypervisor(self) -> None:
         hypervisor = _parse.hypervisor(self._dom0.xl.xl("info", timeout=self._dom0.timeout))
         total, free = hypervisor.total_memory_mb, hypervisor.free_memory_mb
+        own = total - free - sum(domain.memory_mb for domain in self._domains)
         self._note("hypervisor_free_memory", free, total)
-        self._note("hypervisor_own_memory", total - free - sum(domain.memory_mb for domain in self._domains))
+        # It grows until nothing is free. What domains have by then it cannot take: the limit moves as they come and go.
+        self._note("hypervisor_own_memory", own, own + free)
 
     def _xenstore(self) -> None:
         with self._dom0.xenstore() as xenstore:

@@ -68,7 +68,8 @@ indicators:
     - The indicators that could be read.
     - C(direction) is where aging leads the value, V(up) or V(down).
     - C(limit) is the most that the value can be, C(exhausted_at) the value at which nothing is left; both are null
-      where none is known.
+      where none is known. Of C(hypervisor_own_memory) they are what no domain has now, which changes as domains come
+      and go.
     - C(unit) is V(MiB), V(s) or V(count).
     - Of the hypervisor these are C(hypervisor_free_memory) and C(hypervisor_own_memory), which no domain has (its heap
       and tables; Xen on x86 has no heap of its own size); of its toolstack C(toolstack_latency) (the time that C(xl

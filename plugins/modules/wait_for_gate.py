@@ -127,7 +127,8 @@ def _try(module: AnsibleModule, left: float) -> str:
     def get(url: str, timeout: float) -> tuple[int, str]:
         response, info = fetch_url(module, url, timeout=timeout)
         try:
-            said = response.read(LONGEST) if response else info.get("body") or b""
+            # Of an answer with an error status fetch_url has read the body.
+            said = info.get("body") or (response.read(LONGEST) if response else b"")
         except OSError as exc:
             return -1, str(exc)
         return info["status"], said.decode(errors="replace") if info["status"] >= 0 else info["msg"]

@@ -76,7 +76,10 @@ def _trend(
     trend["trend"] = "increasing" if slope > 0 else "decreasing"
     exhausted_at = indicator["exhausted_at"]
     if exhausted_at is not None and (slope > 0) == (indicator["direction"] == "up"):
-        left = exhausted_at - (intercept + slope * times[-1])
+        line = intercept + slope * times[-1]
+        # The line that a value has come off may be beyond a limit that moves with the value.
+        reached = min(line, values[-1]) if slope > 0 else max(line, values[-1])
+        left = exhausted_at - reached
         trend["seconds_to_exhaustion"] = round(max(0.0, left / slope), 1)
     return trend
 

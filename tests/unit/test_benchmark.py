@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import signal
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -132,7 +134,7 @@ def test_cells_by_default_have_all_that_the_figures_to_meet_need():
     assert [one.size_mib for one in by_kind["by_size"]] == [128, 256, 512, 1024, 2048]
     assert all(one.least == {"precopy-ssh": 1, "zero-copy": 5} for one in by_kind["by_size"] if one.size_mib != 1024)
     (gib,) = [one for one in by_kind["by_size"] if one.size_mib == 1024]
-    assert gib.least == {"precopy-ssh": 1, "suspend-tcp": 1, "zero-copy": 5}
+    assert gib.least == {"precopy-ssh": 1, "suspend-tcp": 1, "suspend-channel": 1, "zero-copy": 5}
     assert [one.rate for one in by_kind["by_rate"]] == [0, 1000, 3000, 10000]
     stock_too = {"wanted": {"precopy-ssh": 5, "zero-copy": 5}, "least": {"precopy-ssh": 1, "zero-copy": 5}}
     for one in (*by_kind["by_rate"], *by_kind["web"]):
@@ -589,7 +591,7 @@ def test_run_measures_all_cells(run, tmp_path):
     go(one, benchmark)
     assert not one.problems
     assert {kind: len(made) for kind, made in one.records.items()} == {
-        "by_size": 3 * (1 + 2) + 1,
+        "by_size": 3 * (1 + 2) + 2,
         "by_rate": 2 * (1 + 2),
         "web": 3,
         "others": 4,
@@ -902,6 +904,15 @@ def test_free_memory_is_sampled_until_the_end(tmp_path, script, expected):
     with sampled.free_memory(10) as found:
         assert found == []
     assert found == expected
+
+
+def test_a_load_ends_with_what_is_measured_beside_it(monkeypatch):
+    monkeypatch.setattr(lab, "guest_dom0_ssh", lambda *_: [])
+    benchmark = lab.Benchmark.__new__(lab.Benchmark)
+    benchmark.machine, benchmark.emulated = None, types.SimpleNamespace(key=None)
+    with benchmark._partner("load") as load:
+        assert load.poll() is None
+    assert load.returncode in (-signal.SIGPIPE, 128 + signal.SIGPIPE)
 
 
 def test_the_command_line():

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import yaml
 from ansible.module_utils import basic
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.vmbeam.xen.plugins.plugin_utils import _fleet_plan, _rolling, _text, _variables
+from checkout import environment
 from jinja2 import nodes
 from jinja2.nativetypes import NativeEnvironment
 
@@ -31,6 +34,32 @@ WITHOUT_DEFAULT = {"host_vm": {"host_vm_generation"}}
 def test_action_group_has_all_modules():
     runtime = yaml.safe_load((ROOT / "meta" / "runtime.yml").read_text())
     assert sorted(runtime["action_groups"]["all"]) == MODULES
+
+
+def test_a_play_may_give_all_modules_their_defaults(tmp_path):
+    """As the documentation of each module says: by the action group."""
+    lock = str(tmp_path / "lock.json")
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "module_defaults": {"group/vmbeam.xen.all": {"path": lock}},
+        "tasks": [
+            {"vmbeam.xen.host_lock": {"owner": "night"}},
+            {"vmbeam.xen.host_lock_info": None, "register": "seen"},
+            {"ansible.builtin.debug": {"msg": "held by {{ seen.holder.owner }}"}},
+        ],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    done = subprocess.run(
+        ["ansible-playbook", "-i", "localhost,", "-c", "local", tmp_path / "play.yml"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    assert '"msg": "held by night"' in done.stdout
+    assert json.loads(Path(lock).read_text())["owner"] == "night"
 
 
 def documented(module: Any) -> dict[str, Any]:
@@ -220,7 +249,7 @@ def test_choices_of_the_roles_are_what_modules_filters_and_tasks_accept():
         "leave_and_skip",
     }
     assert choices["rejuvenate_zero_copy_transport"] == transports | {"auto"}
-    assert choices["rejuvenate_transport"] == transports - {"channel"}
+    assert choices["rejuvenate_transport"] == transports
     assert choices["rolling_order"] == set(_rolling.ORDERS)
     assert choices["rolling_plan_fail_on"] == set(_fleet_plan.OBJECTIONS)
     # Values of dictionaries, which an argument spec does not know, are checked by a filter.

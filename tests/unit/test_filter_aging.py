@@ -108,6 +108,12 @@ class TestTrend:
         found = trend_of([900.0] * 5 + [400.0] * 60)
         assert found["seconds_to_exhaustion"] is None
 
+    def test_what_has_come_off_its_line_has_left_what_it_has_left_now(self):
+        """A guest went and took 13 MiB of the hypervisor's tables along, and others fill what it left."""
+        found = trend_of([100 + index / 12 for index in range(280)] + [110.0] * 8, direction="up", exhausted_at=112)
+        # One MiB an hour, 2 are left. The line alone is 11 MiB above the limit.
+        assert found["seconds_to_exhaustion"] == pytest.approx(2 * HOUR)
+
     def test_samples_need_not_be_equally_far_apart(self):
         times, values = [], []
         source = random.Random(7)  # noqa: S311
@@ -203,6 +209,31 @@ class TestAssessment:
             assert made["reasons"] == [
                 "m1-a: dom0_available_memory will be exhausted in 23.9 h (is 480 MiB, changes by -20.1 an hour)"
             ]
+
+    def own(self, values: list[float], free: list[float]) -> dict[str, Any]:
+        """A hypervisor that takes so much itself, and has so much free."""
+        used_up = values[-1] + free[-1]
+        found = info(
+            indicator("hypervisor_free_memory", free[-1], limit=4096),
+            indicator("hypervisor_own_memory", values[-1], limit=used_up, direction="up", exhausted_at=used_up),
+            hypervisor_own_memory=values[:-1],
+            hypervisor_free_memory=free[:-1],
+        )
+        return assess(dom0(found))
+
+    def test_a_leak_of_the_hypervisor_shows_while_guests_leave(self):
+        """2 MiB an hour, and a guest with 128 MiB goes every three hours; or one with 16 MiB."""
+        leak = [100 + index / 6 for index in range(288)]
+        assert not self.own(leak, [128.0 * (index // 36) for index in range(288)])["due"]
+        made = self.own(leak, [16.0 * (index // 36) for index in range(288)])
+        assert made["reasons"] == [
+            "m1-a: hypervisor_own_memory will be exhausted in 2.3 d (is 148 MiB, changes by +2 an hour)"
+        ]
+
+    def test_a_guest_that_takes_nearly_all_that_is_free_makes_no_machine_due(self):
+        """The limit falls at once, and 4 MiB of tables are one step."""
+        made = self.own([100.0] * 144 + [104.0] * 144, [2000.0] * 144 + [8.0] * 144)
+        assert (made["due"], made["reasons"]) == (False, [])
 
     def test_a_trend_of_an_hour_is_not_believed(self):
         assert assess(dom0(self.leak(2)), exhaustion_within=24 * HOUR)["due"]

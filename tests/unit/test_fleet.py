@@ -246,6 +246,18 @@ def test_arguments_with_quotes_and_lines_survive():
     assert module_call(payload) == ("guest", arguments)
 
 
+# --- a whole run
+
+
+@pytest.mark.parametrize("method", [runs.by_serial(1), runs.PLAIN_LOOP], ids=["rejuvenate.yml", "loop.yml"])
+def test_a_small_fleet_is_rolled_to_its_end(method, monkeypatch):
+    """By real Ansible and the real roles: if they ask for what is not simulated, the benchmark measures nothing."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    record = runs.measure(method, hosts=2, guests=2, forks=5)
+    assert "problem" not in record, record["problem"]
+    assert record["calls_per_host"] > 0
+
+
 # --- the command and the page
 
 

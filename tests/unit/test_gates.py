@@ -1,7 +1,7 @@
 # Copyright (c) vmbeam contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The gates of the rejuvenate role, as ansible-playbook asks them, with a Prometheus that is not one."""
+"""The gates of the rejuvenate role, as ansible-playbook asks them, of commands and of metrics."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import prometheus
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Prometheus(http.server.BaseHTTPRequestHandler):
-    """Says 1 to the query up{job="web"}, at the second time it is asked, and nothing to others."""
+class Slow(http.server.BaseHTTPRequestHandler):
+    """Like a Prometheus: says 1 to the query up{job="web"}, at the second time it is asked, and nothing to others."""
 
     asked = 0
 
@@ -31,8 +33,8 @@ class Prometheus(http.server.BaseHTTPRequestHandler):
         assert address.path == "/api/v1/query"
         result = []
         if parse_qs(address.query)["query"] == ['up{job="web"}']:
-            Prometheus.asked += 1
-            result = [{"metric": {"job": "web"}, "value": [0, "1"]}] if Prometheus.asked > 1 else []
+            Slow.asked += 1
+            result = [{"metric": {"job": "web"}, "value": [0, "1"]}] if Slow.asked > 1 else []
         body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": result}}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -44,8 +46,8 @@ class Prometheus(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def prometheus() -> Iterator[str]:
-    server = http.server.HTTPServer(("127.0.0.1", 0), Prometheus)
+def slow() -> Iterator[str]:
+    server = http.server.HTTPServer(("127.0.0.1", 0), Slow)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -54,14 +56,8 @@ def prometheus() -> Iterator[str]:
     server.server_close()
 
 
-def test_gates_wait_and_say_why_they_do_not_hold(prometheus, tmp_path):
-    gates = [
-        {"name": "command", "command": ["true"]},
-        {"name": "in time", "url": prometheus, "query": 'up{job="web"}', "min": 1, "timeout": 3},
-        {"name": "no command", "command": ["sh", "-c", "echo broken >&2; exit 3"], "timeout": 1},
-        {"name": "slow", "command": ["sleep", "300"], "timeout": 1},
-        {"name": "no sample", "url": prometheus, "query": "down", "timeout": 1},
-    ]
+def ask(gates: list[dict[str, Any]], folder: Path) -> list[str]:
+    """Return why gates do not hold that do not."""
     tasks = [
         {
             "block": [
@@ -81,20 +77,45 @@ def test_gates_wait_and_say_why_they_do_not_hold(prometheus, tmp_path):
         "vars": {**host, "rejuvenate_plan": {"destination": {"name": "m1-b"}}},
         "tasks": tasks,
     }
-    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
-    (tmp_path / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": {"m1-b": host}}}))
+    (folder / "play.yml").write_text(yaml.safe_dump([play]))
+    (folder / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": {"m1-b": host}}}))
     done = subprocess.run(
-        [Path(sys.executable).parent / "ansible-playbook", "-i", tmp_path / "inventory.yml", tmp_path / "play.yml"],
+        [Path(sys.executable).parent / "ansible-playbook", "-i", folder / "inventory.yml", folder / "play.yml"],
         env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"), "ANSIBLE_NOCOLOR": "1"},
         capture_output=True,
         text=True,
         timeout=400,
     )
     print(done.stdout, done.stderr)
-    rescued = [line.split("RESCUED ")[1] for line in done.stdout.splitlines() if "RESCUED " in line]
+    assert done.returncode == 0
+    return [line.split("RESCUED ")[1] for line in done.stdout.splitlines() if "RESCUED " in line]
+
+
+def test_gates_wait_and_say_why_they_do_not_hold(slow, tmp_path):
+    gates = [
+        {"name": "command", "command": ["true"]},
+        {"name": "in time", "url": slow, "query": 'up{job="web"}', "min": 1, "timeout": 3},
+        {"name": "no command", "command": ["sh", "-c", "echo broken >&2; exit 3"], "timeout": 1},
+        {"name": "slow", "command": ["sleep", "300"], "timeout": 1},
+        {"name": "no sample", "url": slow, "query": "down", "timeout": 1},
+    ]
+    rescued = ask(gates, tmp_path)
     assert len(rescued) == 3
     assert "gate no command does not hold: sh -c" in rescued[0]
     assert "exit code 3: broken" in rescued[0]
     assert "gate slow does not hold: sleep 300 did not end within 1 s" in rescued[1]
     assert "gate no sample does not hold: the query returns no sample" in rescued[2]
-    assert Prometheus.asked == 2
+    assert Slow.asked == 2
+
+
+def test_gates_understand_a_real_prometheus(tmp_path):
+    queries = {"vector": "vector(1)", "scalar": "scalar(vector(1))", "no sample": "up", "no query": "vector("}
+    with prometheus.running(tmp_path) as url:
+        gates = [
+            {"name": name, "url": url, "query": query, "min": 1, "timeout": 1 if name.startswith("no ") else 60}
+            for name, query in queries.items()
+        ]
+        rescued = ask(gates, tmp_path)
+    assert len(rescued) == 2
+    assert "gate no sample does not hold: the query returns no sample" in rescued[0]
+    assert "gate no query does not hold: the query failed: invalid parameter" in rescued[1]

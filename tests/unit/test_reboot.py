@@ -1,7 +1,7 @@
 # Copyright (c) vmbeam contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Role rejuvenate after a reboot of a machine, as Ansible runs it: all but the modules that act on Xen is real."""
+"""Reboots of a machine, as Ansible runs what is to be done: all but the modules that act on Xen is real."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 
 _spec = importlib.util.spec_from_file_location("role_harness", Path(__file__).with_name("test_rejuvenate_role.py"))
 _harness = importlib.util.module_from_spec(_spec)
@@ -109,6 +110,18 @@ def test_all_that_ran_is_started_again_once(m1):
     assert "changed=0 " in again.stdout
     assert "nothing else to repair" in again.stdout
     assert m1.world == after
+
+
+def test_a_host_vm_that_is_started_again_gets_the_files_of_the_inventory(m1):
+    m1.note()
+    m1.reboot()
+    given = [{"path": "/etc/systemd/network/30-storage.network", "content": "[Match]\nName=eth1\n"}]
+
+    assert m1.repair(vmbeam_seed_files=given, **m1.machines.real_host_vm()).returncode == 0
+
+    files = m1.machines.seed_files("m1-a")
+    assert files["/etc/hostname"] == "m1-a\n"
+    assert files["/etc/systemd/network/30-storage.network"] == "[Match]\nName=eth1\n"
 
 
 def test_a_reboot_in_the_middle_of_a_rejuvenation_ends_with_all_guests_in_one_host_vm(m1):
@@ -219,3 +232,114 @@ def test_what_is_not_recorded_is_kept_and_told(m1):
     assert "m1-a was lost, as by a reboot of the machine, and it is not recorded which guests it had" in done.stdout
     assert "playbooks/host_vm.yml -e vmbeam_slot=a -e vmbeam_previous_disk=keep" in done.stdout
     assert m1.world["calls"] == []
+
+
+# In place of role host_hypervisor, which reboots a machine for which that is required.
+HOST_HYPERVISOR = """
+- ansible.legacy.note:
+    words: "host_hypervisor {{ 'looks' if host_hypervisor_check_only | default(false) else 'installs' }}"
+- ansible.builtin.fail: {msg: there is no such repository}
+  when: vmbeam_xen_repo == "nowhere"
+- ansible.legacy.boot:
+  when: host_hypervisor_reboot | default(false) and (inventory_dir ~ "/run/reboot-required") is exists
+"""
+
+
+@pytest.fixture
+def planned(m1: Rebooted) -> Rebooted:
+    """Runs playbooks/reboot.yml, which would reboot this computer."""
+    folder = m1.machines.folder
+    playbook = (ROOT / "playbooks" / "reboot.yml").read_text()
+    for real, instead in (
+        ("ansible.builtin.reboot:", "ansible.legacy.boot:"),
+        ("import_playbook: _targets.yml", f"import_playbook: {ROOT}/playbooks/_targets.yml"),
+        ("path: /run/", f"path: {folder}/run/"),
+    ):
+        assert real in playbook
+        playbook = playbook.replace(real, instead)
+    (folder / "play.yml").write_text(playbook)
+    (folder / "run").mkdir()
+    (folder / "library").mkdir()
+    for name in ("boot", "note"):
+        text = _harness.FAKE.read_text().replace("@NAME@", name).replace("@FOLDER@", str(folder))
+        (folder / "library" / f"{name}.py").write_text(text)
+    role = m1.machines.start.parents[2] / "host_hypervisor"
+    shutil.rmtree(role)
+    (role / "tasks").mkdir(parents=True)
+    (role / "tasks" / "main.yml").write_text(HOST_HYPERVISOR)
+    return m1
+
+
+@pytest.mark.parametrize(
+    ("repository", "first", "reboot"),
+    [
+        ("", [], ["reboot"]),
+        ("https://example.org/xen", ["host_hypervisor looks"], ["host_hypervisor installs", "reboot"]),
+    ],
+)
+def test_a_planned_reboot_stops_all_before_it_and_starts_all_after_it(planned, repository, first, reboot):
+    """What installs the hypervisor is asked whether it can before a guest is stopped."""
+    done = planned.machines.run(vmbeam_confirm_downtime=True, vmbeam_xen_repo=repository)
+
+    assert done.returncode == 0
+    names = ("app1", "db1", "web1")
+    assert planned.world["calls"] == [
+        *first,
+        *(f"guest {name} m1-a asked" for name in names),
+        *(f"guest {name} m1-a absent" for name in names),
+        "host_vm m1-a stopped",
+        *reboot,
+        "host_vm m1-a started",
+        *(f"guest {name} m1-a" for name in names),
+    ]
+    assert planned.machines.where("m1") == {"m1-a": ["app1", "db1", "web1"]}
+    assert planned.machines.read("m1", "state")["down"] is None
+    assert not (planned.machines.folder / "m1-lock" / "lock.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told", "calls"),
+    [
+        ({}, "The guests of m1 would be down for as long as it takes to reboot it", []),
+        (
+            {"vmbeam_confirm_downtime": True, "vmbeam_xen_repo": "nowhere"},
+            "there is no such repository",
+            ["host_hypervisor looks"],
+        ),
+    ],
+)
+def test_no_guest_is_stopped_unasked_or_for_a_hypervisor_that_cannot_be_installed(planned, options, told, calls):
+    done = planned.machines.run(**options)
+
+    assert done.returncode != 0
+    assert told in done.stdout
+    assert planned.world["calls"] == calls
+    assert not (planned.machines.folder / "m1-lock" / "lock.json").exists()
+
+
+def test_check_mode_tells_what_a_planned_reboot_would_do_and_needs_no_consent(planned):
+    done = planned.machines.run("--check", vmbeam_xen_repo="https://example.org/xen")
+
+    assert done.returncode == 0
+    for step in ("shut down app1", "shut down web1", "power off m1-a"):
+        assert step in done.stdout
+    assert planned.world["calls"] == []
+    assert planned.machines.where("m1") == {"m1-a": ["app1", "db1", "web1"]}
+    assert not (planned.machines.folder / "run" / "reboot-required").exists()
+
+
+def test_a_machine_whose_guest_stays_up_is_not_rebooted_and_no_batch_follows_its_own(planned):
+    """Its batch is not cut: m2 is rebooted beside it."""
+    planned.machines.add("m2", "mail1")
+    planned.machines.add("m3", "news1")
+    planned.change(faults=["web1 stays up"])
+
+    done = planned.machines.run(vmbeam_confirm_downtime=True, vmbeam_serial=2)
+
+    assert done.returncode != 0
+    assert "m1: web1 did not shut down within 300 s" in done.stdout
+    assert "(what had been stopped was started again)" in done.stdout
+    assert ["reboot" in planned.machines.world(name)["calls"] for name in ("m1", "m2", "m3")] == [False, True, False]
+    assert planned.machines.where("m1") == {"m1-a": ["app1", "db1", "web1"]}
+    assert planned.machines.where("m2") == {"m2-a": ["mail1"]}
+    assert planned.machines.world("m3")["calls"] == []

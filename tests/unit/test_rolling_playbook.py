@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,6 +297,62 @@ def test_what_a_playbook_before_found_decides_the_order(fleet):
     assert done.returncode == 0
     assert machines.begun == ["m2", "m3", "m1"]
     assert machines.results() == dict.fromkeys(["m2", "m3", "m1"], "done")
+
+
+def around(moment: datetime.datetime, before: int, after: int) -> list[dict[str, str]]:
+    """A window from so many hours before a moment to so many after it, as the clock of its time zone shows."""
+    hours = {"from": -before, "to": after}
+    return [{key: f"{moment + datetime.timedelta(hours=count):%H:%M}" for key, count in hours.items()}]
+
+
+def test_machines_are_begun_within_their_maintenance_windows(fleet):
+    """The one that m4 and m5 have is open by the clock of m4 only: by that of UTC it opens nine hours later."""
+    now = datetime.datetime.now(datetime.UTC)
+    there = now.astimezone(zoneinfo.ZoneInfo("Asia/Tokyo"))
+    machines = fleet(
+        m1={"vmbeam_windows": around(now, 2, 3), "vmbeam_window_margin": 3600},
+        m2={"vmbeam_windows": around(now, -2, 3)},
+        m3={"vmbeam_windows": around(now, 2, 3), "vmbeam_window_margin": 14400},
+        m4={"vmbeam_windows": around(there, 2, 3), "vmbeam_timezone": "Asia/Tokyo"},
+        m5={"vmbeam_windows": around(there, 2, 3)},
+    )
+
+    done = machines.run(vmbeam_serial=5)
+
+    assert done.returncode == 0
+    skipped = dict.fromkeys(["m2", "m3", "m5"], "skipped")
+    assert machines.results() == {"m1": "done", "m4": "done", **skipped}
+    assert sorted(machines.begun) == ["m1", "m4"]
+    reasons = {machine["machine"]: machine["reason"] for machine in machines.report()["machines"]}
+    assert reasons["m2"].startswith("outside of its maintenance window: mon, tue, wed, thu, fri, sat, sun ")
+    assert reasons["m3"].startswith("outside of its maintenance window for 14400 s: ")
+    assert " UTC; now it is " in reasons["m5"]
+    assert machines.locks() == {}
+
+
+def test_the_oldest_machine_is_the_first_and_one_of_unknown_age_before_it(fleet, fake_xen):
+    """m3 has no host VM. m4 has two, of a run that was cut: the new one is the one that counts."""
+    directory = {"vmbeam_host_vm_directory": "{{ fake_folder }}/{{ inventory_hostname }}-vms"}
+    skipped = {"vmbeam_labels": {"tier": ["db", "cache"]}}
+    machines = fleet(m1=directory, m2=directory, m3=directory, m4=directory, m5={**directory, **skipped})
+    created = {
+        "m1-a": "2026-03-02",
+        "m2-a": "2026-01-05",
+        "m4-a": "2025-01-01",
+        "m4-b": "2026-02-03",
+        "m5-a": "2025-01-01",
+    }
+    for name, day in created.items():
+        home = machines.folder / f"{name.split('-')[0]}-vms" / name
+        home.mkdir(parents=True)
+        record = {"generation": 1, "created": f"{day}T00:00:00+00:00", "image_sha256": "", "slot": name[-1]}
+        (home / "generation.json").write_text(json.dumps(record))
+        fake_xen.add("source", name)
+
+    assert machines.run(vmbeam_order="oldest", vmbeam_skip="tier=db").returncode == 0
+
+    assert machines.begun == ["m3", "m2", "m4", "m1"]
+    assert list(machines.results()) == ["m3", "m2", "m4", "m1"]
 
 
 def batches_of(output: str) -> list[list[str]]:

@@ -201,7 +201,7 @@ def test_all_indicators(dom0):
     found = seen(dom0)
     assert {name: (row["value"], row["limit"], row["exhausted_at"]) for name, row in found.items()} == {
         "hypervisor_free_memory": (1720, 3071, 0),
-        "hypervisor_own_memory": (3071 - 1720 - 896 - 192 - 160, None, None),
+        "hypervisor_own_memory": (103, 103 + 1720, 103 + 1720),
         "dom0_available_memory": (612.5, 849.25, 0),
         "dom0_unreclaimable_slab": (14, None, None),
         "dom0_threads": (148, 6683, 6683),
@@ -226,6 +226,15 @@ def test_all_indicators(dom0):
         "exhausted_at": 0,
     }
     assert observe(dom0).unavailable == {}
+
+
+def test_what_the_hypervisor_can_take_itself_is_what_no_domain_has(dom0):
+    assert seen(dom0)["hypervisor_own_memory"]["exhausted_at"] == 3071 - 896 - 192 - 160
+    # app1 moves away: it took 4 MiB more than its own memory.
+    web1_only = "".join(line for line in LIST.splitlines(keepends=True) if "app1" not in line)
+    dom0.xl = fake_xl(list=web1_only, info=INFO.replace(": 1720", ": 1884"))
+    after = seen(dom0)["hypervisor_own_memory"]
+    assert (after["value"], after["exhausted_at"]) == (99, 99 + 1884)
 
 
 def test_the_other_xenstored_tells_sizes_too(dom0, xenstored):

@@ -133,6 +133,13 @@ def test_metrics_of_something_else_are_no_answer(run, server):
     assert "gives no answer" in timed(run, url=f"{server.url}/never", query="up", timeout=1)["msg"]
 
 
+def test_why_a_query_cannot_be_answered_is_told(run, server):
+    """A Prometheus says so with another status."""
+    server.answers["/api/v1/query"] = [(400, json.dumps({"status": "error", "error": "parse error"}))]
+    result = run("wait_for_gate", url=server.url, query="vector(", timeout=0.5)
+    assert "the query failed: parse error" in result["msg"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"url": "http://a", "command": ["ls"]}, {"address": "a"}, {"query": "up"}, {"url": "http://a", "min": 1}],

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.vmbeam.xen.plugins.filter.report import FilterModule
+from prometheus import promtool
 
 FILTERS = FilterModule().filters()
 
@@ -66,3 +67,7 @@ class TestMetrics:
                 name = line.split()[0]
                 assert lines[number - 2].startswith(f"# HELP {name} ")
                 assert lines[number - 1] == f"# TYPE {name} gauge"
+
+    def test_prometheus_takes_them(self, hostvars):
+        run = hostvars["m1"]["rejuvenate_report"]
+        promtool("check", "metrics", told=FILTERS["rejuvenation_metrics"]({"history": [run]}, 1_700_009_000.0))

@@ -66,7 +66,7 @@ def run_ansible(hostvars, tmp_path):
 
     def run(*arguments: str) -> Run:
         for machine in ("m1", "m2"):
-            (tmp_path / "machines" / machine).mkdir(parents=True)
+            (tmp_path / "machines" / machine).mkdir(parents=True, exist_ok=True)
         process = subprocess.run(
             [
                 *(sys.executable, "-m", "ansible", "playbook", "-i", tmp_path / "inventory.yml", tmp_path / "run.yml"),
@@ -135,3 +135,20 @@ def test_limited_run_is_reported_all_the_same(run_ansible, tmp_path):
 def test_no_directory_no_report(run_ansible, tmp_path):
     assert run_ansible("-e", "vmbeam_report_directory=", "-i", "localhost,", "--limit", "localhost").reports == []
     assert not (tmp_path / "reports").exists()
+
+
+def test_a_run_that_is_repeated_under_its_name_changes_its_end_in_the_report_only(run_ansible):
+    """And the earlier report is kept. So the role is not idempotent, and molecule does not test that it is."""
+    night = ("-e", "vmbeam_run_id=night", "--limit", "m3:m4")
+    [_page, first] = run_ansible(*night).reports
+    before = json.loads(first.read_text())
+
+    reports = run_ansible(*night).reports
+
+    after = json.loads(first.read_text())
+    assert after["run"].pop("finished") > before["run"].pop("finished")
+    assert after["run"].pop("seconds") > before["run"].pop("seconds")
+    assert after == before
+    kept = [path.name.split(".json.")[0] for path in reports if ".json." in path.name]
+    assert kept == ["rejuvenation-night"]
+    assert len(reports) == 4
