@@ -93,7 +93,8 @@ test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
 	pytest tests/lab -m "not long"
 
 .PHONY: test-molecule
-test-molecule: lab-up ## Each role on the lab: check mode, converge, idempotence, testinfra (ARGS='-s host_vm': one; default: all)
+test-molecule: ## Each role on the lab: check mode, converge, idempotence, testinfra (ARGS='-s host_vm': one; default: all)
+	$(LAB) up
 	repository=$${VMBEAM_XEN_REPO:-$$(packaging/build | tail -n 1)} && \
 	VMBEAM_XEN_REPO=$$repository python -m vmbeam_lab.ansible molecule test $(or $(ARGS),--all)
 

@@ -51,8 +51,8 @@ LOCKED = 75
 # How long xl may take to resume the guest after its transport is gone: it waits a minute for a
 # guest that does not suspend.
 SETTLE = 150.0
-# How long a receiver that lost its sender may take to end.
-RECEIVER_END = 60.0
+# How long a receiver that lost its sender may take to end: a channel notices after 80 s that nobody is there any more.
+RECEIVER_END = 90.0
 TAIL = 40
 
 _TRANSPORT = re.compile(r"vmbeam-transport (\d+)")
@@ -155,8 +155,8 @@ class Links:
     its standard input and output.
     receive: makes of a receiver, as vmbeam-channel names it, and a guest's name a shell command that runs that at the
     destination in the same way; None: by rune.
-    glance: a faster way to see the domains of the destination. What is to be repaired is never judged by it, because
-    repairs take the other way, and the two may not lead to the same place.
+    glance: a faster way to see the domains of the destination, by what receive goes by. What is to be repaired is never
+    judged by it, because repairs take the other way, and the two may not lead to the same place.
     """
 
     source: Xl
@@ -194,6 +194,7 @@ class Migration:
         self._log = Log(self._clock)
         self.report = Report(guest=name, strategy=strategy)
         self._cold_move = ColdMove(name, links, cold, self._clock) if cold else None
+        self._glanced = False
 
     # --- observing
 
@@ -204,9 +205,11 @@ class Migration:
     def _look(self) -> tuple[Verdict, list[Domain]]:
         """The verdict, and the domains of the destination."""
         source = Sighting.of(self._name, self._links.source.domains())
-        if self._links.glance:
+        # A suspension ends with commands to the destination: it is no use if only the faster way is there.
+        if self._links.glance and self.report.strategy != "suspend":
             with suppress(VmbeamError):
                 there = self._links.glance()
+                self._glanced = True
                 verdict = judge(self._name, source, Sighting.of(self._name, there), self._phase)
                 if not verdict.repairs and not verdict.problem:
                     return verdict, there
@@ -225,13 +228,20 @@ class Migration:
         return UNKNOWN
 
     def foresee(self) -> tuple[str, bool]:
-        """The guest's location, and whether a run would change anything; raises Undecided."""
+        """The guest's location, and whether a run would change anything; raises Undecided, or why a run would fail."""
         location = self._cold_location()
         if location and self._cold_move:
             self._cold_move.check()
             return location, True
         verdict = _decided(self.verdict())
+        if verdict.location == SOURCE and not self._glanced:
+            self._try_receive()
         return verdict.location, verdict != Verdict(DESTINATION)
+
+    def _try_receive(self) -> None:
+        """Raises an error if the way that the stream is to take, if it is another one than what _look() took, is not there."""
+        if self._links.glance:
+            self._links.glance()
 
     # --- acting
 
@@ -457,6 +467,8 @@ class Migration:
 
     def _suspend(self, guest: Domain) -> None:
         """Saves the guest into a pipe that restores it at the destination, both paused; then switches over."""
+        # xl save suspends the guest at once, whoever takes what it writes.
+        self._try_receive()
         self._enter(Phase.PAUSED)
         self._copy(guest)
         old = self._links.source.domain(self._name)

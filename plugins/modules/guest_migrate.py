@@ -22,7 +22,8 @@ extends_documentation_fragment:
   - vmbeam.xen.attributes
   - vmbeam.xen.attributes.action_group
 requirements:
-  - C(ssh) and C(flock) (Debian's openssh-client and util-linux); with O(transport=tcp) Python at the destination too
+  - C(ssh) and C(flock) (Debian's openssh-client and util-linux); with O(transport=tcp) Python at the destination too;
+    with O(transport=channel) the service C(vmbeam-channel) in both guest dom0s (role P(vmbeam.xen.guest_hypervisor#role))
 options:
   name:
     description: Name of the guest.
@@ -76,9 +77,9 @@ options:
       - How the guest's memory gets to the destination.
       - V(ssh) encrypts it.
       - V(channel) is memory that the two guest dom0s share (M(vmbeam.xen.zero_copy_session)). Nothing is encrypted, and
-        nothing passes any network, except that the module looks after what is left of a failed migration by ssh. With
-        O(strategy=zero_copy) only the state of the guest's CPUs and devices takes this way, not its memory.
-        O(strategy=cold) cannot use it.
+        nothing of the guest passes any network. The module looks after what is left of a failed migration by ssh, and
+        with O(strategy=suspend) tells the destination by ssh to go on. With O(strategy=zero_copy) only the state of the
+        guest's CPUs and devices takes this way, not its memory. O(strategy=cold) cannot use it.
       - V(tcp) sends it as it is over a TCP connection to O(destination), which costs far less CPU time. Who can
         listen on that network can read the guest's memory, so use it on a bridge inside the machine only. The
         connection is set up by ssh and admitted by a token that is used once.
@@ -255,8 +256,10 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     ssh = ssh_command(address, user, params["ssh_args"])
     rune = partial(tcp_rune, ssh, address) if params["transport"] == "tcp" else partial(ssh_rune, ssh)
     channel = params["channel"]
-    if channel is not None and params["transport"] != "channel":
-        raise InvalidInput(f"channel: transport {params['transport']} uses none. Leave it out.")
+    if channel is not None:
+        if params["transport"] != "channel":
+            raise InvalidInput(f"channel: transport {params['transport']} uses none. Leave it out.")
+        _checks.positive("channel", channel)
     if params["transport"] == "channel":
         if params["strategy"] == "cold":
             raise InvalidInput("transport: strategy cold has nothing for a channel. Use ssh.")

@@ -35,6 +35,8 @@ from ansible_collections.vmbeam.xen.plugins.plugin_utils._restart import missing
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._strategy import choose, settled_strategy
 from ansible_collections.vmbeam.xen.plugins.plugin_utils._text import duration, listed, or_unknown, text_table
 
+#: Strategies that copy memory, and so take the way that `transport` names.
+_BY_TRANSPORT = ("precopy", "suspend")
 #: A machine names no more guests than this that are not on it; beyond, the variables are those of many machines.
 _MAX_UNKNOWN = 20
 
@@ -119,6 +121,7 @@ def _decide(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
 
     _place_guests(plan, source, destination, observed, settings)
     plan["problems"] += plan_problems(plan, source, destination, observed, settings)
+    plan["problems"] += _channel_problems(plan, source, destination, settings)
     why_skip = _reason_to_skip(plan, source)
     # What is in a host VM that does not answer is not known.
     if why_skip and not silence_problems(plan, source, destination):
@@ -145,6 +148,7 @@ def confirm_plan(plan: dict[str, Any], observed: dict[str, Any], settings: dict[
     problems = silence_problems(confirmed, source, destination)
     if not problems:
         problems = destination_problems(confirmed, source["hypervisor"], destination["hypervisor"])
+    problems += _channel_problems(confirmed, source, destination, settings)
     confirmed["problems"] = problems + guest_problems(confirmed, observed) + _late_skips(confirmed)
     differ = _channels_differ(source, destination)
     if settings.get("zero_copy_transport") == "auto" and differ:
@@ -178,6 +182,27 @@ def _channels_differ(source: Mapping[str, Any], destination: Mapping[str, Any]) 
     return " and ".join(
         f"the channel of {view['name']} is of version {view['channel_version']}" for view in (source, destination)
     )
+
+
+def _channel_problems(
+    plan: Mapping[str, Any], source: Mapping[str, Any], destination: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return what keeps guests from being copied by a channel, if they are to be."""
+    copied = [guest["name"] for guest in plan["guests"] if guest["step"] == "move" and guest["strategy"] in _BY_TRANSPORT]
+    if settings.get("transport") != "channel" or not copied:
+        return []
+    views = (source, destination)
+    lacking = " and ".join(f"{view['name']} has no zero-copy migration" for view in views if view["zero_copy"] is False)
+    why = lacking or _channels_differ(source, destination)
+    if not why:
+        return []
+    return [
+        new_problem(
+            "transport",
+            f"{', '.join(copied)} cannot be copied by memory that two host VMs share: {why}",
+            "set vmbeam_transport to ssh",
+        )
+    ]
 
 
 def kept_by_guests(plan: Mapping[str, Any]) -> bool:

@@ -254,6 +254,30 @@ class TestConfirmation:
         assert [told in change for change in confirmed["changes"]] == ([True] if transport == "ssh" else [])
         assert not confirmed["problems"]
 
+    @pytest.mark.parametrize(
+        ("transport", "strategy", "destination", "found"),
+        [
+            ("channel", "precopy", {"channel_version": 3}, []),
+            ("channel", "precopy", {"channel_version": 4}, ["transport"]),
+            ("channel", "suspend", {"zero_copy": False}, ["transport"]),
+            # Its daemon may be about to start.
+            ("channel", "suspend", {"channel_version": None}, []),
+            # Nothing is copied, or not by a channel.
+            ("channel", "cold", {"channel_version": 4}, []),
+            ("ssh", "precopy", {"channel_version": 4}, []),
+        ],
+    )
+    def test_guests_that_are_to_be_copied_by_a_channel(self, transport, strategy, destination, found):
+        settings = {"strategy": strategy, "transport": transport}
+        made = plan(observe(), **settings)
+        assert problems(made) == []
+        pair = dom0(guest("web1"), channel_version=3), dom0(**destination)
+        assert problems(self.confirm(made, *pair, **settings)) == found
+
+    def test_a_channel_that_cannot_be_is_told_before_anything_is_started(self):
+        observed = observe(dom0s={"a": dom0(guest("web1"), zero_copy=False)})
+        assert problems(plan(observed, strategy="precopy", transport="channel")) == ["transport"]
+
     def test_how_zero_copy_would_go_is_not_told_where_it_is_not_used(self):
         settings = {"strategy": "precopy", "zero_copy_transport": "auto"}
         pair = dom0(guest("web1"), channel_version=3), dom0(channel_version=4)

@@ -366,6 +366,27 @@ def test_guests_that_are_copied_go_by_a_channel_if_that_is_wanted(machines, stra
     options = {"vmbeam_strategy": strategy, "vmbeam_transport": "channel"}
     assert machines.run(**options).returncode == 0
     assert machines.moves("m1") == [f"app1 m1-a m1-b {strategy}"]
+    assert machines.world("m1")["transports"] == ["channel"]
+
+
+@pytest.mark.parametrize("other", [{"channel_version": 4}, {"zero_copy": False}])
+def test_no_guest_is_copied_by_a_channel_that_cannot_be(machines, other):
+    machines.add("m1", "app1", next_host_vm=other)
+    done = machines.run(vmbeam_strategy="precopy", vmbeam_transport="channel")
+    assert done.returncode == 2
+    assert "app1 cannot be copied by memory that two host VMs share" in done.stdout
+    assert "set vmbeam_transport to ssh" in done.stdout
+    assert machines.moves("m1") == []
+    assert machines.where("m1") == {"m1-a": ["app1"]}
+
+
+def test_no_channel_is_left_between_host_vms_that_both_stay(machines, changed):
+    machines.add("m1", "app1", "gpu1")
+    changed("gpu1", devices=[{"type": "pci", "id": "0000:03:00.0"}])
+    options = {"vmbeam_strategy": "auto", "vmbeam_guest_unmovable_policies": {"gpu1": "leave_and_skip"}}
+    assert machines.run(**options).returncode == 0
+    assert machines.where("m1") == {"m1-a": ["gpu1"], "m1-b": ["app1"]}
+    assert "zero_copy_session m1-a m1-b channel absent" in machines.world("m1")["calls"]
 
 
 def test_each_guest_moves_as_it_can(machines, changed):
@@ -519,14 +540,14 @@ def test_a_rollback_on_a_machine_that_another_run_took_leaves_that_run_what_ther
     assert machines.where("m1") == {"m1-a": ["app1", "web1"], "m1-b": []}
     assert "app1-root" in {disk["id"] for disk in machines.world("m1")["host_vms"]["m1-b"]["disks"]}
     ended = [call for call in machines.world("m1")["calls"] if call.startswith("zero_copy_session ")]
-    assert ended == ["zero_copy_session m1-a m1-b absent"]
+    assert ended == ["zero_copy_session m1-a m1-b guest absent"]
     assert machines.read("m1", "state")["run"]["cold"] == ["app1"]
 
 
 def test_a_session_is_not_ended_while_a_guest_may_be_on_its_way_back(machines):
     machines.add("m1", "app1", "web1", faults=["web1 to m1-b", "app1 on its way to m1-a"])
     assert machines.run(vmbeam_on_failure="rollback").returncode != 0
-    assert "zero_copy_session m1-b m1-a absent" not in machines.world("m1")["calls"]
+    assert "zero_copy_session m1-b m1-a guest absent" not in machines.world("m1")["calls"]
     # This run has the machine all along.
     assert machines.read("m1", "state")["history"][-1]["outcome"] == "failed"
 
@@ -582,7 +603,7 @@ def test_rollback_after_a_failed_move(machines):
         "db1-root",
         "web1-root",
     ]
-    assert "zero_copy_session m1-b m1-a absent" in machines.world("m1")["calls"]
+    assert "zero_copy_session m1-b m1-a guest absent" in machines.world("m1")["calls"]
     report = machines.read("m1", "report")
     assert report["guests_moved_back"] == ["app1", "db1"]
     assert report["guests_moved"] == 0
@@ -860,7 +881,8 @@ def test_a_run_that_cannot_be_noted_does_not_begin(machines):
     assert done.returncode != 0
     assert "at 'Note in the audit log'" in done.stdout
     # All that happens is the undoing of what had not begun.
-    assert machines.world("m1")["calls"] == ["zero_copy_session m1-a m1-b absent"]
+    purposes = ("guest", "channel")
+    assert machines.world("m1")["calls"] == [f"zero_copy_session m1-a m1-b {purpose} absent" for purpose in purposes]
     assert machines.where("m1") == {"m1-a": ["app1"]}
 
 

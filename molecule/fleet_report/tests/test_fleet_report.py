@@ -10,6 +10,8 @@ REPORT = pathlib.Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "reports", "re
 def test_the_data_names_the_machine():
     report = json.loads(REPORT.with_suffix(".json").read_text())
     assert [machine["machine"] for machine in report["machines"]] == ["m1"]
+    # A run in check mode, which comes first, writes one, too.
+    assert report["run"]["check_mode"] is False
 
 
 def test_the_page_names_the_machine():

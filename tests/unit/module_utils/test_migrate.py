@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import re
@@ -59,7 +60,9 @@ def migration(locks):
             # What the channel does: the daemon of the other side runs it.
             return _transport.ssh_rune(ssh, shlex.join(argv).replace("/run/lock", locks))
 
-        links = Links(Xl(), Xl(ssh=ssh), rune, receive if transport == "channel" else None)
+        links = Links(Xl(), Xl(ssh=ssh), rune)
+        if transport == "channel":
+            links = Links(Xl(), Xl(ssh=ssh), rune, receive, links.destination.domains)
         return Migration("web", links, strategy, timeout, locks=locks, session=session)
 
     return make
@@ -384,6 +387,60 @@ def test_check_mode_looks_only(fake_xen, migration):
     fake_xen.add("source", "web")
     with pytest.raises(Undecided):
         migration().foresee()
+
+
+def broken_channel(job):
+    """Has the faster way of a migration be one that leads nowhere; returns how often it was tried."""
+    tried = []
+
+    def glance():
+        tried.append(1)
+        raise CommandError("there is no channel that is up")
+
+    job._links = dataclasses.replace(job._links, glance=glance)
+    return tried
+
+
+@pytest.mark.parametrize("strategy", ["precopy", "suspend", "zero_copy"])
+def test_check_mode_tells_of_a_channel_that_is_not_up(fake_xen, migration, strategy):
+    fake_xen.add("source", "web")
+    job = migration(strategy, transport="channel")
+    broken_channel(job)
+    with pytest.raises(CommandError, match="no channel that is up"):
+        job.foresee()
+    # One that has arrived needs none.
+    fake_xen.write("source", [])
+    fake_xen.add("destination", "web")
+    assert job.foresee() == ("destination", False)
+
+
+def test_nothing_is_suspended_for_a_channel_that_is_not_up(fake_xen, migration):
+    fake_xen.add("source", "web")
+    job = migration("suspend", transport="channel")
+    tried = broken_channel(job)
+    assert "no channel that is up" in fails(job).message
+    assert tried == [1]
+    assert not [call for call in fake_xen.calls if " save " in call]
+    assert both(fake_xen) == AT_SOURCE
+
+
+def test_a_suspension_is_not_begun_if_only_the_channel_leads_there(fake_xen, migration):
+    fake_xen.add("source", "web")
+    job = migration("suspend", transport="channel")
+    here = job._links.source
+    job._links = dataclasses.replace(job._links, glance=list)
+    fake_xen.fault("unreachable")
+    with pytest.raises(VmbeamError):
+        job.foresee()
+    fails(job)
+    assert set(fake_xen.seen("source")) == {domain.name for domain in here.domains()} == {"web"}
+    assert not [call for call in fake_xen.calls if " save " in call]
+
+
+def test_what_the_other_guest_dom0_is_asked_to_run():
+    rune = _transport.channel_rune("restore", "web", 3)
+    assert rune == "exec vmbeam-channel restore web 3"
+    assert _transport.channel_rune("receive-copy", "web", None) == "exec vmbeam-channel receive-copy web"
 
 
 def test_relay_refuses_a_wrong_token(tmp_path):

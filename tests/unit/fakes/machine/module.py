@@ -207,6 +207,7 @@ def guest_migrate(world, me, options, check):
         raise Failed("config: needed")
     if not check and location != "destination":
         call(world, NAME, name, me, there, strategy)
+        world.setdefault("transports", []).append(options["transport"])
         if f"{name} to {there}" in world["faults"]:
             raise Failed(f"{name} cannot go to {there}", location=location)
         subprocess.run(["sh", "-ec", world["along"].get(f"{name} to {there}", "")], check=True)
@@ -259,8 +260,8 @@ def guest_passage(world, me, options, check):
     for disk, path in options["disks"].items():
         values = {"host_vm": options["destination"], "disk": disk, "path": path, "state": "attached"}
         host_vm_disk(world, me, values, check)
-    sessions = [{"session": number} for number in range(options["sessions"])]
-    return {"changed": True, "sessions": sessions, "channel": {"session": 0} if options["channel"] else None}
+    sessions = [{"session": number} for number in range(1, options["sessions"] + 1)]
+    return {"changed": True, "sessions": sessions, "channel": {"session": 9} if options["channel"] else None}
 
 
 def zero_copy_info(world, me, _options, _check):
@@ -276,8 +277,8 @@ def channel_version(world, host_vm):
 
 def zero_copy_session(world, _me, options, check):
     if options.get("state") == "absent" and not check:
-        call(world, NAME, options["source"], options["destination"], "absent")
-    return {"changed": True, "sessions": [{"session": number} for number in range(options.get("count", 1))]}
+        call(world, NAME, options["source"], options["destination"], options.get("purpose", "guest"), "absent")
+    return {"changed": True, "sessions": [{"session": number} for number in range(1, options.get("count", 1) + 1)]}
 
 
 def boot(world, me, _options, check):
