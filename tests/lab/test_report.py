@@ -91,7 +91,8 @@ def test_report_audit_log_and_metrics_of_a_run_agree(lab, rejuvenate):
     assert record["history"][-1]["run_id"] == report["run"]["id"]
 
 
-def test_run_that_is_refused_is_reported_and_leaves_no_trace(lab, rejuvenate):
+def test_run_that_is_refused_is_reported(lab, rejuvenate):
+    """In report and metrics; there is nothing to audit."""
     before = audit_entries(lab)
     result, report, page = rejuvenate("-e", "vmbeam_guest_hypervisor_image=/nonexistent.raw")
     assert result.failed
@@ -101,4 +102,6 @@ def test_run_that_is_refused_is_reported_and_leaves_no_trace(lab, rejuvenate):
     assert any("/nonexistent.raw" in problem["message"] for problem in machine["problems"])
     assert "/nonexistent.raw" in page
     assert audit_entries(lab) == before
-    assert lab.host("ls", METRICS).split() == []
+    metrics = lab.host("cat", f"{METRICS}/vmbeam_rejuvenation.prom")
+    assert "vmbeam_rejuvenation_last_refused_timestamp_seconds " in metrics
+    assert "vmbeam_rejuvenation_last_run" not in metrics

@@ -12,6 +12,8 @@ pytestmark = pytest.mark.long
 FORCED = ("rejuvenate.yml", "-e", "vmbeam_force=true")
 #: Seconds that a guest has from its start until it writes to its disk.
 START = 900
+#: A guest that was moved cold has to boot before its probe sees an answer.
+PATIENT = ("-e", f"vmbeam_gate_timeout={START}")
 
 
 def host_vms(lab) -> tuple[str, str]:
@@ -29,7 +31,7 @@ def test_cold_starts_a_guest_anew_and_the_others_do_not_notice(lab):
     before = lab.all_status()
     _name_a, name_b = host_vms(lab)
 
-    result = lab.playbook(*FORCED, "-e", '{"vmbeam_guest_strategies": {"app1": "cold"}}')
+    result = lab.playbook(*FORCED, *PATIENT, "-e", '{"vmbeam_guest_strategies": {"app1": "cold"}}')
 
     assert not result.failed
     assert lab.domains() == {name_b}
@@ -52,7 +54,7 @@ def test_a_cold_run_that_is_killed_between_shutdown_and_start_is_continued(lab, 
     """The controller dies when app1 is down and its start is held up; the next run ends with one app1, in slot b."""
     before = lab.all_status()
     _name_a, name_b = host_vms(lab)
-    cold = ("-e", '{"vmbeam_guest_strategies": {"app1": "cold"}}')
+    cold = (*PATIENT, "-e", '{"vmbeam_guest_strategies": {"app1": "cold"}}')
     log = tmp_path / "rejuvenate.log"
     run = lab.start_playbook(log, *FORCED, *cold)
     lab.await_guest_dom0("b", timeout=600)
@@ -90,7 +92,7 @@ def test_auto_takes_what_is_possible_and_says_why(lab):
         ' "vmbeam_auto_strategies": ["zero_copy", "precopy", "suspend", "cold"]}'
     )
 
-    result = lab.playbook(*FORCED, "-e", choices)
+    result = lab.playbook(*FORCED, *PATIENT, "-e", choices)
 
     assert not result.failed
     assert (
@@ -123,7 +125,7 @@ def test_a_guest_that_cannot_move_stays_and_its_host_vm_with_it(lab):
     assert not lab.playbook(*FORCED, *stay).failed
     assert lab.domains() == {name_a, name_b}
     assert (lab.guests_in("a"), lab.guests_in("b")) == ({"app1"}, {"web1"})
-    assert "skip" in lab.playbook(*FORCED, *stay).output
+    assert f"{lab.machine.name}: skip: " in lab.playbook(*FORCED, *stay).output
     assert lab.domains() == {name_a, name_b}
 
     assert not lab.playbook(*FORCED).failed

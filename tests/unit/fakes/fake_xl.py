@@ -90,6 +90,9 @@ def main_destroy(arguments):
         say("libxl: error: libxl_domain.c:1183:domain_destroy_callback: Domain 8:Unable to destroy guest")
         sys.exit(1)
     destroy(arguments[0])
+    if fault("daemon-destroys-first"):
+        say("libxl: error: libxl_domain.c:1008:libxl_domain_destroy: Domain 8:Non-existent domain")
+        sys.exit(1)
 
 
 def main_pause(arguments):
@@ -364,7 +367,9 @@ def main_create(arguments):
 
 
 def power_off(key):
-    if not fault("shutdown-ignored"):
+    if fault("daemon-destroys-first"):  # or soon
+        change(key, flags="---s--")
+    elif not fault("shutdown-ignored"):
         destroy(key)
 
 

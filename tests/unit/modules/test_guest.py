@@ -174,6 +174,15 @@ def test_guest_that_is_only_asked_to_shut_down(fake_xen, guest, flags, call):
     assert changes(fake_xen) == [f"source {call}"]
 
 
+def test_guest_that_is_gone_before_it_is_destroyed(fake_xen, guest):
+    """The xl that looks after it destroys it, too, once it has shut down."""
+    state_of(fake_xen, LIVE)
+    fake_xen.fault("daemon-destroys-first")
+    assert guest(state="absent")["changed"]
+    assert changes(fake_xen) == ["source shutdown -F 8", "source destroy 8"]
+    assert fake_xen.seen("source") == {}
+
+
 def test_remove_at_once(fake_xen, guest):
     state_of(fake_xen, LIVE)
     guest(state="absent", graceful=False)
