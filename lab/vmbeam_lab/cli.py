@@ -99,6 +99,8 @@ class Lab:
             self.artefacts.digest(),
             paths.LAB / "playbooks",
             paths.REPOSITORY / "roles" / "host_vm",
+            # How the host VM is set up, and what is recorded of it and its guests, outlive the boot.
+            *(paths.REPOSITORY / "plugins" / "module_utils" / f"{name}.py" for name in ("_host_vm", "_guest_record")),
             repr(self.machines),
         )
         saved = None if self.options.cold or self.options.hosts_only else cache.lookup("booted", key)

@@ -66,6 +66,8 @@ if xenctrl.xc_physinfo(handle, info):
     sys.exit("xc_physinfo failed")
 print(struct.unpack_from("<Q", info, 48)[0])
 """
+#: Seconds until accounts are to be alike: each takes some twenty, as they pass three consoles.
+ACCOUNTS = 180
 #: Pages that Xen's own pools may keep of a test, or give back: 10, 4 and 2 were seen in three that followed each other.
 POOLS = 64
 
@@ -318,9 +320,15 @@ class Pair:
 
     def settled_accounts(self) -> Accounts:
         """Return what they say twice in a row: a domain that was destroyed takes its time to go."""
-        accounts = self.accounts()
-        self.await_accounts(accounts)
-        return accounts
+        before, seen = None, self.accounts()
+
+        def settled() -> bool:
+            nonlocal before, seen
+            before, seen = seen, self.accounts()
+            return seen.like(before)
+
+        wait.until(settled, timeout=ACCOUNTS, failure=lambda: AssertionError(f"{before} first, {seen} then"))
+        return seen
 
     def await_accounts(self, expected: Accounts) -> None:
         """Wait until the hypervisors say the same as before."""
@@ -331,7 +339,7 @@ class Pair:
             seen = self.accounts()
             return seen.like(expected)
 
-        wait.until(alike, timeout=60, failure=lambda: AssertionError(f"{expected} before, {seen} after"))
+        wait.until(alike, timeout=ACCOUNTS, failure=lambda: AssertionError(f"{expected} before, {seen} after"))
         # So that POOLS can be judged.
         print("pages that are free now, and were not before:", seen.gained(expected))
 
