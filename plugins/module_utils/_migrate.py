@@ -239,7 +239,7 @@ class Migration:
         return verdict.location, verdict != Verdict(DESTINATION)
 
     def _try_receive(self) -> None:
-        """Raises an error if the way that the stream is to take, if it is another one than what _look() took, is not there."""
+        """Raises an error if the way of the stream, where that is not the way of _look(), is not there."""
         if self._links.glance:
             self._links.glance()
 

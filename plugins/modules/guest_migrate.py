@@ -23,7 +23,7 @@ extends_documentation_fragment:
   - vmbeam.xen.attributes.action_group
 requirements:
   - C(ssh) and C(flock) (Debian's openssh-client and util-linux); with O(transport=tcp) Python at the destination too;
-    with O(transport=channel) the service C(vmbeam-channel) in both guest dom0s (role P(vmbeam.xen.guest_hypervisor#role))
+    with O(transport=channel) the service C(vmbeam-channel) of role P(vmbeam.xen.guest_hypervisor#role) in both
 options:
   name:
     description: Name of the guest.

@@ -36,8 +36,8 @@ options:
   state:
     description:
       - V(bound) makes sure that O(count) sessions from O(source) to O(destination) exist that no guest has used yet.
-      - V(absent) ends O(session), or all of that O(purpose) from O(source) to O(destination) if none is given. What is not
-        committed is undone, so that the guest is the source's.
+      - V(absent) ends O(session), or all of that O(purpose) from O(source) to O(destination) if none is given. What is
+        not committed is undone, so that the guest is the source's.
     type: str
     choices: [bound, absent]
     default: bound

@@ -188,7 +188,9 @@ def _channel_problems(
     plan: Mapping[str, Any], source: Mapping[str, Any], destination: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Return what keeps guests from being copied by a channel, if they are to be."""
-    copied = [guest["name"] for guest in plan["guests"] if guest["step"] == "move" and guest["strategy"] in _BY_TRANSPORT]
+    copied = [
+        guest["name"] for guest in plan["guests"] if guest["step"] == "move" and guest["strategy"] in _BY_TRANSPORT
+    ]
     if settings.get("transport") != "channel" or not copied:
         return []
     views = (source, destination)

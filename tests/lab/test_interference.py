@@ -29,7 +29,8 @@ HANDED_OVER = "Giving target permission to start"
 HIGHEST_RATE, LEAST_RATE = 10000, 2500
 #: MiB of a guest, and what it rewrites: the others are as many as a guest of 128 MiB has that rewrites 8.
 LARGE, LARGE_WRITER = 320, 192
-#: Pages that a guest hypervisor may keep of its first migration: most are for the pins and grants of a channel's 8195 frames.
+#: Pages that a guest hypervisor may keep of its first migration, most of them for the pins and grants of a channel's
+#: 8195 frames.
 BOOKKEEPING = 512
 #: MiB that a guest has, and could have: the rest is populated on demand.
 POPULATED, MAXIMUM = 112, 160
@@ -251,7 +252,7 @@ def test_a_session_that_is_removed_half_way_leaves_the_guest_as_it_was(fresh):
 
 
 def test_a_disk_answers_before_the_memory_is_handed_over(fresh):
-    """3: what a backend of the source is still at work on when the guest is suspended would be written with wrong data."""
+    """3: what a backend is still at work on when the guest is suspended would be written with wrong data."""
     guest = fresh.lab.machine.guests[GUEST]
     before = fresh.lab.status(GUEST)
     [disk] = inventory.disk_ids(GUEST, guest.type)

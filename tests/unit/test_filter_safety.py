@@ -262,8 +262,6 @@ class TestConfirmation:
             ("channel", "suspend", {"zero_copy": False}, ["transport"]),
             # Its daemon may be about to start.
             ("channel", "suspend", {"channel_version": None}, []),
-            # Nothing is copied, or not by a channel.
-            ("channel", "cold", {"channel_version": 4}, []),
             ("ssh", "precopy", {"channel_version": 4}, []),
         ],
     )
@@ -275,7 +273,7 @@ class TestConfirmation:
         assert problems(self.confirm(made, *pair, **settings)) == found
 
     def test_a_channel_that_cannot_be_is_told_before_anything_is_started(self):
-        observed = observe(dom0s={"a": dom0(guest("web1"), zero_copy=False)})
+        observed = observe(guest_dom0s={"a": dom0(guest("web1"), zero_copy=False)})
         assert problems(plan(observed, strategy="precopy", transport="channel")) == ["transport"]
 
     def test_how_zero_copy_would_go_is_not_told_where_it_is_not_used(self):
