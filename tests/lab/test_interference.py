@@ -10,7 +10,7 @@ import errno
 import shlex
 
 import pytest
-from vmbeam_lab import guests, inventory, wait
+from vmbeam_lab import guests, wait
 from vmbeam_lab.errors import LabError, ModuleFailed
 
 pytestmark = pytest.mark.long
@@ -34,8 +34,6 @@ LARGE, LARGE_WRITER = 320, 192
 BOOKKEEPING = 512
 #: MiB that a guest has, and could have: the rest is populated on demand.
 POPULATED, MAXIMUM = 112, 160
-#: What a test counts in, in a guest dom0.
-WAITED = "/run/waited"
 #: A frame of a guest of up to 3 GiB that nothing is at.
 UNUSED_GFN = 0xD0000
 
@@ -249,25 +247,6 @@ def test_a_session_that_is_removed_half_way_leaves_the_guest_as_it_was(fresh):
     fresh.move("a", "b")
     assert fresh.running_in() == ["b"]
     assert not guests.lost(before, fresh.lab.status(GUEST))
-
-
-def test_a_disk_answers_before_the_memory_is_handed_over(fresh):
-    """3: what a backend is still at work on when the guest is suspended would be written with wrong data."""
-    guest = fresh.lab.machine.guests[GUEST]
-    before = fresh.lab.status(GUEST)
-    [disk] = inventory.disk_ids(GUEST, guest.type)
-    # 64 bytes per second: each sector takes eight.
-    throttle = shlex.quote(f"block_set_io_throttle {disk} 64 0 0 0 0 0")
-    assert not fresh.lab.host("xl", "qemu-monitor-command", fresh.name("a"), throttle).strip()
-    with fresh.stand_in("a", "migrate", "has got requests to answer yet", f"echo >> {WAITED}"):
-        fresh.move("a", "b")
-    assert fresh.running_in() == ["b"]
-    assert int(fresh.lab.guest_dom0("a", f"wc -l < {WAITED}")) > 10
-    last = before["disk"]["sequence"]
-    after = guests.await_status(
-        guest.http_port, lambda status: status["disk"]["sequence"] > last, timeout=120, what="record on its disk"
-    )
-    assert not guests.lost(before, after)
 
 
 def test_a_guest_cannot_run_where_it_is_not(fresh):
