@@ -453,7 +453,7 @@ def test_each_of_two_guests_that_move_side_by_side_has_its_own_account(machines)
     assert done.returncode != 0
     assert machines.where("m1") == {"m1-a": ["db1", "web1"], "m1-b": ["app1"]}
     app1, db1 = machines.read("m1", "report")["guests"]
-    assert (app1["guest"], app1["result"], app1["session"], app1["seconds"]) == ("app1", "moved", 0, 2.0)
+    assert (app1["guest"], app1["result"], app1["session"], app1["seconds"]) == ("app1", "moved", 1, 2.0)
     assert (db1["guest"], db1["result"], db1["session"], db1["seconds"]) == ("db1", "failed", None, None)
     assert app1["started"] == db1["started"] < app1["finished"]
     assert "db1 cannot go to m1-b" in db1["text"]
