@@ -29,9 +29,8 @@ HANDED_OVER = "Giving target permission to start"
 HIGHEST_RATE, LEAST_RATE = 10000, 2500
 #: MiB of a guest, and what it rewrites: the others are as many as a guest of 128 MiB has that rewrites 8.
 LARGE, LARGE_WRITER = 320, 192
-#: Pages that a guest hypervisor may keep of its first migration, most of them for the pins and grants of a channel's
-#: 8195 frames.
-BOOKKEEPING = 512
+#: Pages that a guest hypervisor may keep of its first migration: a MiB, the unit in which xl tells what is free.
+BOOKKEEPING = 256
 #: MiB that a guest has, and could have: the rest is populated on demand.
 POPULATED, MAXIMUM = 112, 160
 #: A frame of a guest of up to 3 GiB that nothing is at.
