@@ -61,15 +61,11 @@ test-sanity: stage ## ansible-test: sanity, and the unit tests of modules: other
 	tests/ansible-test units --num-workers 1 tests/unit/module_utils/ tests/unit/modules/
 
 XEN_TREE := $(CURDIR)/build/xen-tree
-FLASK_POLICY := $(CURDIR)/build/flask-policy
 .PHONY: test-xen-tools
-test-xen-tools: xen-tree ## What the patched tree can test without Xen: sessions on a model, stream verifier, man page, policy
+test-xen-tools: flask-policy ## What the patched tree can test without Xen: sessions on a model, stream verifier, man page, policy
 	xen-patches/model/run $(XEN_TREE)
 	cd $(XEN_TREE)/tools/python && python3 -B -m unittest --quiet xen.migration.tests
 	podchecker -warnings $(XEN_TREE)/docs/man/xl.1.pod.in
-	mkdir -p $(FLASK_POLICY)
-	$(MAKE) --silent -C $(XEN_TREE)/tools/flask/policy -f Makefile.common \
-		FLASK_BUILD_DIR=$(FLASK_POLICY) POLICY_FILENAME=$(FLASK_POLICY)/xenpolicy
 
 .PHONY: test-docs
 test-docs: stage ## Lint the documentation and the changelog, build the pages into build/docs/html
@@ -111,8 +107,9 @@ test-reboot: ## A planned reboot, a host VM that reboots itself, power cuts: eac
 	pytest tests/lab/test_reboot.py
 
 .PHONY: test-zero-copy-debug
-test-zero-copy-debug: ## Misuse of the interface and zero-copy to and fro, on hypervisors with assertions
-	VMBEAM_XEN_FLAVOUR=debug pytest tests/lab/test_hostile.py tests/lab/test_zero_copy.py tests/lab/test_interference.py
+test-zero-copy-debug: ## Misuse of the interface, a security policy, zero-copy to and fro, on hypervisors with assertions
+	VMBEAM_XEN_FLAVOUR=debug pytest tests/lab/test_hostile.py tests/lab/test_flask.py tests/lab/test_zero_copy.py \
+		tests/lab/test_interference.py
 
 .PHONY: bench
 bench: ## Measure migration in the lab, ours and Xen's own (ARGS=--help: what, how often, for how long)
@@ -133,6 +130,13 @@ packages: ## Build the patched Xen as Debian packages (ARGS=--debug: with assert
 .PHONY: xen-tree
 xen-tree: ## Re-create the patched Xen source tree (XEN=4.17), fail on fuzz
 	xen-patches/tree --xen $(XEN)
+
+FLASK_POLICY := $(CURDIR)/build/flask-policy
+.PHONY: flask-policy
+flask-policy: xen-tree ## Compile the default policy of the patched tree into build/flask-policy/xenpolicy
+	mkdir -p $(FLASK_POLICY)
+	$(MAKE) --silent -C $(XEN_TREE)/tools/flask/policy -f Makefile.common \
+		FLASK_BUILD_DIR=$(FLASK_POLICY) POLICY_FILENAME=$(FLASK_POLICY)/xenpolicy
 
 .PHONY: lab-up lab-down lab-status lab-console lab-save lab-restore lab-logs
 lab-up: ## Boot the lab, from a saved boot if there is one (ARGS=--cold: do not; all lab-*: MACHINES="m2 m3")

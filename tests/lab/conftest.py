@@ -24,6 +24,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "lab")]
 
 from vmbeam_lab import ansible, build, cli, guests, inventory, paths, topology, wait  # noqa: E402
 from vmbeam_lab.complaints import Complaints  # noqa: E402
+from vmbeam_lab.errors import BootTimeout  # noqa: E402
 from vmbeam_lab.machine import Emulated, guest_dom0_ssh  # noqa: E402
 
 STATE = "pytest"  #: name of the saved state that tests start from
@@ -113,6 +114,23 @@ class Lab:
         self.emulated.wait_for_ssh(timeout)
         for guest in self.machine.guests:
             self.status(guest)
+
+    def cut_power(self) -> None:
+        """End the machine in the middle of whatever it does, and boot it from the same disks.
+
+        Its CPUs stop first, and with that what QEMU has in memory of its disks' files is written, as the lab's disks
+        leave out flushes: what the machine had written is on them, what it had only in its own memory is lost.
+        """
+        for attempt in range(cli.BOOT_RETRIES + 1):
+            self.emulated.execute("stop")
+            self.emulated.stop()
+            self.emulated.start()
+            try:
+                self.emulated.wait_for_ssh(cli.BOOT_TIMEOUT)
+                return
+            except BootTimeout:
+                if attempt == cli.BOOT_RETRIES:
+                    raise
 
     def playbook(self, name: str, *arguments: str, timeout: float = 1800) -> Result:
         """Run a playbook of the collection on the lab's inventory."""

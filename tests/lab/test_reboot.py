@@ -9,8 +9,7 @@ import shlex
 import signal
 
 import pytest
-from vmbeam_lab import cli, guests, wait
-from vmbeam_lab.errors import BootTimeout
+from vmbeam_lab import guests, wait
 
 pytestmark = pytest.mark.long
 
@@ -19,24 +18,6 @@ KEPT = "/var/lib/vmbeam/host-vms/.kept"
 STATE = "/var/lib/vmbeam/state.json"
 #: Seconds that guests have to boot in a host VM that has just been started.
 GUEST_BOOT = 900
-
-
-def cut_power(lab) -> None:
-    """End the machine in the middle of whatever it does, and boot it from the same disks.
-
-    Its CPUs stop first, and with that what QEMU has in memory of its disks' files is written, as the lab's disks leave
-    out flushes: what the machine had written is on them, what it had only in its own memory is lost.
-    """
-    for attempt in range(cli.BOOT_RETRIES + 1):
-        lab.emulated.execute("stop")
-        lab.emulated.stop()
-        lab.emulated.start()
-        try:
-            lab.emulated.wait_for_ssh(cli.BOOT_TIMEOUT)
-            return
-        except BootTimeout:
-            if attempt == cli.BOOT_RETRIES:
-                raise
 
 
 def started_anew(lab, before: dict[str, dict]) -> dict[str, dict]:
@@ -82,7 +63,7 @@ def test_after_a_power_cut_each_guest_is_started_once(lab):
     assert lab.host("stat", "-c", "%a:%U", RECORD).strip() == "600:root"
     before = lab.all_status()
 
-    cut_power(lab)
+    lab.cut_power()
 
     assert lab.domains() == set()
     planned = lab.playbook("plan.yml")
@@ -179,7 +160,7 @@ def test_a_power_cut_in_the_middle_of_a_rejuvenation(lab, tmp_path):
 
     # The controller first, or it would note that the run failed, as soon as the machine is back.
     os.killpg(run.pid, signal.SIGKILL)
-    cut_power(lab)
+    lab.cut_power()
 
     run.wait(timeout=60)
     print(log.read_text())

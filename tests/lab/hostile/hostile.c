@@ -12,6 +12,7 @@
  *   hostile.seed=N
  *   hostile.cpus=N          how many of them call at once, at random
  *   hostile.empty=1         instead of all that, hand memory over with no memory for page tables left
+ *   hostile.policy=1        what only control domains may do is refused by a security policy
  *   hostile.rest=N          instead, leave a session in that state (XEN_ZEROCOPY_STATE_*), and see what becomes of it
  *                           when the other side dies
  * Waits for two sessions of 512 frames between the two, four of 1024 and one
@@ -120,7 +121,7 @@ struct privcmd_hypercall {
 #define MARK_KEPT    0x544550454b534921UL /* the source's, and never lent */
 #define MARK_SECRET  0x544552434553414aUL /* the destination's */
 
-static long role, seconds = 10, seed = 1, cpus = 1, empty, rest, commit;
+static long role, seconds = 10, seed = 1, cpus = 1, empty, rest, commit, policy;
 /* Sessions: one that nobody else works on at first, the other domain's one, the channel, the last one of all. */
 static uint32_t mine, theirs, channel, last;
 /* Sessions for both to work on by turns: the four of the same direction, and the other one. */
@@ -180,6 +181,7 @@ static void read_options(void)
         {"empty", &empty},
         {"rest", &rest},
         {"commit", &commit},
+        {"policy", &policy},
     };
     char line[4096];
     FILE *file = fopen("/proc/cmdline", "r");
@@ -445,6 +447,7 @@ static int domctl(uint32_t command, uint32_t version, uint16_t domid, uint32_t o
 /* The version is looked at first, then whether there is such a domain, and only then who calls. */
 static void known_of_domctls(uint32_t session)
 {
+    const int refused = policy ? -EACCES : -EPERM;
     static const uint32_t commands[] = {DOMCTL_VMTRACE_OP, DOMCTL_ZEROCOPY, DOMCTL_ZEROCOPY_GUEST};
     uint32_t present, vcpu, own, unused;
 
@@ -456,10 +459,10 @@ static void known_of_domctls(uint32_t session)
         uint16_t domid;
         int error;
     } domains[] = {
-        {0, -EPERM}, {own, -EPERM}, {other, -EPERM}, {DOMID_SELF - 1, -ESRCH}, {DOMID_SELF, -ESRCH},
+        {0, refused}, {own, refused}, {other, refused}, {DOMID_SELF - 1, -ESRCH}, {DOMID_SELF, -ESRCH},
         {DOMID_IO, -ESRCH}, {DOMID_XEN, -ESRCH}, {UINT16_MAX, -ESRCH},
         /* Which stands for no domain, for those two that need not be about one. */
-        {DOMID_INVALID, -EPERM},
+        {DOMID_INVALID, refused},
     };
 
     for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++)
