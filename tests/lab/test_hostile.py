@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import itertools
 import re
-import time
 import typing
 
 import pytest
 from vmbeam_lab import wait
-from vmbeam_lab.errors import LabError
 
 from tests.lab.hostile.host_vms import (
     LONGEST,
@@ -21,6 +17,7 @@ from tests.lab.hostile.host_vms import (
     begin,
     bind,
     destroy,
+    disturb,
     install,
     log_of,
     set_up,
@@ -61,24 +58,6 @@ def assert_no_forced_commit(lab, source: str, destination: str) -> None:
     pair = {"source": f"hostile-{source}", "destination": f"hostile-{destination}"}
     [session, *_rest] = lab.module("vmbeam.xen.zero_copy_session", **pair, memory_mb=3)["sessions"]
     lab.xenctrl(FORCE_COMMIT.format(session=session["session"], eilseq=errno.EILSEQ))
-
-
-def disturb(lab) -> None:
-    """Give both new sessions, and end the old ones, as far as that is allowed, until they have made their calls.
-
-    By turns many, which contend for the same frames, and one, in which all of these can be passed on.
-    """
-    deadline = time.monotonic() + LONGEST
-    for count in itertools.cycle((1, 20)):
-        if time.monotonic() > deadline or all("HOSTILE DONE" in log_of(lab, name) for name in PAIR):
-            return
-        # Refused if there are too many that the two have not closed yet.
-        with contextlib.suppress(LabError):
-            bind(lab, "a", "b", memory_mb=16, count=count)
-            bind(lab, "a", "b", purpose="channel")
-        # Refused if a session has been committed, and one of the two has not closed it.
-        with contextlib.suppress(LabError):
-            bind(lab, "a", "b", state="absent")
 
 
 def assert_untouched(lab, free_before: int) -> None:

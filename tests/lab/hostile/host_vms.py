@@ -6,13 +6,17 @@ hypervisor can. They run one level deep, so this is quick.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import itertools
 import pathlib
 import re
 import shlex
 import subprocess
+import time
 
 from vmbeam_lab import build, wait
+from vmbeam_lab.errors import LabError
 
 HERE = pathlib.Path(__file__).resolve().parent
 DIRECTORY = "/root/hostile"
@@ -113,6 +117,24 @@ def set_up(lab, **options: int) -> None:
 def begin(lab) -> None:
     """Give them the channel, for which they wait before they do anything."""
     bind(lab, "a", "b", purpose="channel")
+
+
+def disturb(lab) -> None:
+    """Give both new sessions, and end the old ones, as far as that is allowed, until they have made their calls.
+
+    By turns many, which contend for the same frames, and one, in which all of these can be passed on.
+    """
+    deadline = time.monotonic() + LONGEST
+    for count in itertools.cycle((1, 20)):
+        if time.monotonic() > deadline or all("HOSTILE DONE" in log_of(lab, name) for name in PAIR):
+            return
+        # Refused if there are too many that the two have not closed yet.
+        with contextlib.suppress(LabError):
+            bind(lab, "a", "b", memory_mb=16, count=count)
+            bind(lab, "a", "b", purpose="channel")
+        # Refused if a session has been committed, and one of the two has not closed it.
+        with contextlib.suppress(LabError):
+            bind(lab, "a", "b", state="absent")
 
 
 def destroy(lab, *names: str) -> None:

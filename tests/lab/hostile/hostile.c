@@ -15,6 +15,7 @@
  *   hostile.policy=1        what only control domains may do is refused by a security policy
  *   hostile.rest=N          instead, leave a session in that state (XEN_ZEROCOPY_STATE_*), and see what becomes of it
  *                           when the other side dies
+ *   hostile.revoked=1       instead, lend something, and see what a security policy then refuses
  * Waits for two sessions of 512 frames between the two, four of 1024 and one
  * of 1024 the other way round, one of 65536, more than either has, and a
  * channel, which is the last one, behind those of another size between each of
@@ -121,7 +122,7 @@ struct privcmd_hypercall {
 #define MARK_KEPT    0x544550454b534921UL /* the source's, and never lent */
 #define MARK_SECRET  0x544552434553414aUL /* the destination's */
 
-static long role, seconds = 10, seed = 1, cpus = 1, empty, rest, commit, policy;
+static long role, seconds = 10, seed = 1, cpus = 1, empty, rest, commit, policy, revoked;
 /* Sessions: one that nobody else works on at first, the other domain's one, the channel, the last one of all. */
 static uint32_t mine, theirs, channel, last;
 /* Sessions for both to work on by turns: the four of the same direction, and the other one. */
@@ -182,6 +183,7 @@ static void read_options(void)
         {"rest", &rest},
         {"commit", &commit},
         {"policy", &policy},
+        {"revoked", &revoked},
     };
     char line[4096];
     FILE *file = fopen("/proc/cmdline", "r");
@@ -946,6 +948,54 @@ static void see_the_other_one_die(uint32_t session)
     expect("CLOSE of what is gone", simple(CLOSE, session, 0), -ENOENT);
 }
 
+/* A security policy forbids what has begun */
+
+/* Calls until it is the policy that refuses it, not the order, which is wrong. */
+static void await_refusal(uint32_t number, uint32_t session)
+{
+    double deadline = now() + 600;
+
+    say("RESTS");
+    while (one(number, session, 0, lent_gfn(0), 1) != -EACCES) {
+        if (now() > deadline) {
+            errno = ETIMEDOUT;
+            give_up("refusal by the policy");
+        }
+        usleep(100000);
+    }
+    say("REFUSED");
+}
+
+/* `done` has nothing lent: its end tells the source that the destination has seen everything. */
+static void revoked_as_source(uint32_t session, uint32_t done)
+{
+    expect("OFFER of an ordinary frame", one(OFFER, session, 0, lent_gfn(0), 0), DONE);
+    await("ACCEPT", session, (struct info){.state = OPEN, .shared = 1});
+    await_refusal(OFFER, session);
+    expect("OFFER", one(OFFER, session, 1, lent_gfn(1), 0), -EACCES);
+    expect("NOTIFY", simple(NOTIFY, channel, 0), -EACCES);
+    expect("COMMIT", simple(COMMIT, session, 0), -EACCES);
+    expect_session("as before", session, OPEN, 0, 0);
+    expect_page("what is lent", 0, MARK_SOURCE);
+    await("the destination", done, (struct info){.state = ABORTED});
+    expect("ABORT", simple(ABORT, session, 0), 0);
+    expect_page("what was lent", 0, MARK_SOURCE);
+    expect("CLOSE", simple(CLOSE, session, 0), 0);
+}
+
+static void revoked_as_destination(uint32_t session, uint32_t done)
+{
+    await("OFFER", session, (struct info){.state = OPEN, .offered = 1});
+    expect("ACCEPT", one(ACCEPT, session, 0, lent_gfn(0), 0), DONE);
+    await_refusal(ACCEPT, session);
+    expect("NOTIFY", simple(NOTIFY, channel, 0), -EACCES);
+    expect_mark("what is borrowed", 0, 0);
+    expect("ABORT", simple(ABORT, done, 0), 0);
+    await("the source", session, (struct info){.state = ABORTED});
+    expect_page("what was borrowed", 0, 0);
+    expect("CLOSE", simple(CLOSE, session, 0), 0);
+}
+
 /* With an empty pool for page tables */
 
 /* Puts something into one GiB after the other: the page tables for it stay. */
@@ -1218,6 +1268,8 @@ int main(void)
     find_sessions();
     if (empty) {
         (role == SOURCE ? empty_as_source : empty_as_destination)(common[0], common[1]);
+    } else if (revoked) {
+        (role == SOURCE ? revoked_as_source : revoked_as_destination)(common[0], common[1]);
     } else if (rest) {
         (role == SOURCE ? rest_as_source : rest_as_destination)(common[0]);
         see_the_other_one_die(common[0]);
@@ -1231,7 +1283,7 @@ int main(void)
         together();
     }
     say("CHECKED checks=%d failures=%d", checks, failures);
-    if (!empty && !rest)
+    if (!empty && !rest && !revoked)
         all_at_random();
     say("DONE checks=%d failures=%d calls=%lu extents=%lu open=%lu committed=%lu aborted=%lu", checks, failures, calls,
         done_extents, ends[OPEN], ends[COMMITTED], ends[ABORTED]);
