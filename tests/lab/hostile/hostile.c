@@ -652,6 +652,21 @@ static void await(const char *what, uint32_t session, struct info wanted)
     }
 }
 
+/* What the other side has closed may still be tidied up for a moment. */
+static void await_gone(uint32_t session)
+{
+    double deadline = now() + 60;
+    struct info info;
+
+    while (query(session, 0, &info) != -ENOENT) {
+        if (now() > deadline) {
+            errno = ETIMEDOUT;
+            give_up("end of a session that both have closed");
+        }
+        usleep(1000);
+    }
+}
+
 static void expect_session(const char *what, uint32_t session, int state, int exchanged, int copied)
 {
     struct info info;
@@ -945,6 +960,7 @@ static void see_the_other_one_die(uint32_t session)
         expect_page("what was mapped at the source", 1, handed_over ? MARK_SOURCE + HELD_PAGE : 0);
     }
     expect("CLOSE", simple(CLOSE, session, 0), 0);
+    await_gone(session);
     expect("CLOSE of what is gone", simple(CLOSE, session, 0), -ENOENT);
 }
 
