@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import re
 import shlex
 import subprocess
+import typing
 
 import pytest
 from vmbeam_lab import guests, wait
@@ -17,8 +20,11 @@ GUEST = "web1"
 LIMIT = 32
 #: The sender has not committed yet, and the receiver waits.
 ACKNOWLEDGED = "Target has acknowledged transfer"
-#: libxl, of a device that is attached or detached, and of a domain that is to suspend itself.
+#: libxl, of a ring with requests, of a device that is attached or detached, and of a domain that is to suspend itself.
+AT_WORK = "has got requests to answer yet"
 ATTACHING, SUSPENDING = "calling hotplug script", "suspend request via XenBus"
+#: Bytes a second of a disk that takes minutes for what the guest leaves behind, and is waited for half a minute.
+SLOW_DISK = 10_000
 #: What pkill finds them by, but not its own shell; the sender's name is that of a program behind a stand-in.
 SENDER, RECEIVER = "[x]l.real migrate", "[x]l migrate-receive"
 
@@ -109,6 +115,68 @@ def test_a_guest_is_not_suspended_for_a_host_that_cannot_attach_its_devices(pair
     assert pair.running_in() == ["a"]
     assert pair.lab.guests_in("b") == set()
     assert "frontend-id" not in pair.lab.guest_dom0("b", "xenstore-ls /local/domain/0/backend || true")
+    assert not guests.lost(before, pair.lab.status(GUEST))
+
+
+@contextlib.contextmanager
+def under_way(pair) -> typing.Iterator[typing.Callable[[], None]]:
+    """Have the guest's disk so slow that it is at work for minutes on what the guest has left for it.
+
+    Yields what makes it fast again. Nothing in the guest waits for the disk meanwhile, or it could not be suspended.
+    """
+    port = pair.lab.machine.guests[GUEST].http_port
+
+    def control(part: str, name: str, word: str, wanted: typing.Callable[[dict], bool]) -> dict:
+        found = guests.await_status(
+            port, lambda status: wanted(status[part]), timeout=120, what=f"{name} {word}", control=(name, word)
+        )
+        return found[part]
+
+    def limit(bytes_per_second: int) -> None:
+        command = f"block_set_io_throttle vmbeam-{GUEST}-data {bytes_per_second} 0 0 0 0 0"
+        said = pair.lab.host("xl", "qemu-monitor-command", pair.name("a"), shlex.quote(command))
+        assert not said.strip()
+
+    control("disk", "disk-pause", "1", lambda disk: disk["paused"])
+    limit(SLOW_DISK)
+    try:
+        control("behind", "behind", "write", lambda behind: behind["done"] == "write")
+        yield lambda: limit(0)
+    finally:
+        limit(0)
+    found = control("behind", "behind", "check", lambda behind: behind["done"] == "check")
+    assert found["pages"] == 512
+    assert found["wrong"] == 0
+    control("disk", "disk-pause", "0", lambda disk: not disk["paused"])
+
+
+def test_a_disk_that_is_at_work_is_waited_for(pair):
+    """What it still has to write would be written from memory that is not the guest's any more."""
+    before = pair.lab.status(GUEST)
+    stands = f"xl list | grep -q '^{GUEST}.* [r-][b-][p-]s[c-][d-] '"
+    with under_way(pair) as hurry, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        migration = pool.submit(migrate_in_detail, pair)
+        pair.lab.guest_dom0("a", f"timeout 300 sh -c {shlex.quote(f'until {stands}; do sleep 0.2; done')}", timeout=330)
+        hurry()
+        status, said = migration.result()
+        assert status == 0
+        _earlier, suspended, later = said.partition(SUSPENDING)
+        assert suspended
+        assert AT_WORK in later
+        assert pair.running_in() == ["b"]
+    assert not guests.lost(before, pair.lab.status(GUEST))
+    pair.move("b", "a")
+
+
+def test_a_disk_that_does_not_end_keeps_its_guest(pair):
+    before = pair.lab.status(GUEST)
+    with under_way(pair):
+        status, said = migrate_in_detail(pair)
+        assert status != 0
+        assert AT_WORK in said.partition(SUSPENDING)[2]
+        assert "Disks or nics haven't answered all requests" in said
+        assert pair.running_in() == ["a"]
+        assert pair.lab.guests_in("b") == set()
     assert not guests.lost(before, pair.lab.status(GUEST))
 
 

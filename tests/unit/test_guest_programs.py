@@ -341,6 +341,33 @@ def test_disk_back_in_time_is_noticed(tools, ring, tmp_path):
         await_status(status, noticed)
 
 
+def test_disk_is_left_alone_while_that_is_wanted(tools, ring, tmp_path):
+    status, pause = tmp_path / "disk", tmp_path / "pause"
+    argv = ["diskseq", "run", ring, "--interval-ms", "1", "--status", status, "--pause-file", pause]
+    with running(tools, *argv):
+        await_status(status, lambda disk: disk["sequence"] >= 2)
+        pause.write_text("1\n")
+        await_status(status, lambda disk: disk["paused"])
+        before = ring.read_bytes()
+        pause.write_text("0\n")
+        await_status(status, lambda disk: not disk["paused"])
+    assert before != ring.read_bytes()
+
+
+def test_data_left_behind_is_checked_on_the_disk(tools, tmp_path):
+    disk, control, status = tmp_path / "image", tmp_path / "control", tmp_path / "behind"
+    disk.write_bytes(bytes(4 << 20))
+    with running(tools, "behind", disk, "--mib", "1", "--control", control, "--status", status):
+        for flips in (0, 2):
+            control.write_text("write\n")
+            assert await_status(status, lambda behind: behind["done"] == "write")["pages"] == 256
+            for page in range(flips):
+                overwrite(disk, (3 << 20) + page * PAGE, b"other")
+            control.write_text("check\n")
+            assert await_status(status, lambda behind: behind["done"] == "check")["wrong"] == flips
+    assert not any(disk.read_bytes()[: 3 << 20])
+
+
 def test_ticks_are_counted_and_reset(tools, tmp_path):
     status, reset = tmp_path / "ticks", tmp_path / "reset"
     with running(
@@ -412,6 +439,7 @@ def test_http_document(service, connection):
     assert document["memory"] == {"errors": 0}
     assert document["disk"] is None
     assert document["ticks"] is None
+    assert document["behind"] is None
 
 
 def test_http_connection_stays_open(service, connection):
@@ -476,6 +504,8 @@ def test_http_nonsense_is_hung_up_on(service, raw):
         ["memcheck", "--mib", "-1", "--status", "x"],
         ["diskseq", "run", "/nonexistent", "--status", "x"],
         ["diskseq", "check", "/nonexistent"],
+        ["behind", "/nonexistent", "--mib", "1", "--control", "x", "--status", "x"],
+        ["behind", "/dev/null", "--mib", "0", "--control", "x", "--status", "x"],
         ["ticker", "--interval-ms", "none", "--status", "x"],
         ["statusd", "--name", "two words"],
     ],

@@ -218,7 +218,24 @@ static int check(const char *path, uint64_t acknowledged)
     return !sound;
 }
 
-static int run(const char *path, uint64_t interval_ms, const char *status)
+/* While a file says 1: makes no record, and leaves the disk alone. */
+static void pause_if_wanted(const char *file, const char *status)
+{
+    char text[64];
+    int paused = 0;
+
+    while (file && read_text(file, text, sizeof text) > 0 && !strcmp(text, "1")) {
+        if (!paused) {
+            /* What the file system has yet to write of earlier records. */
+            sync();
+            publish(status, "{\"paused\":true}\n");
+            paused = 1;
+        }
+        sleep_until(clock_ns(CLOCK_MONOTONIC) + 200 * NS_PER_MS);
+    }
+}
+
+static int run(const char *path, uint64_t interval_ms, const char *pause_file, const char *status)
 {
     uint64_t recovered, sequence, written = 0, write_errors = 0, readback_errors = 0, foreign = 0;
     int64_t wake = clock_ns(CLOCK_MONOTONIC), slowest = 0;
@@ -237,8 +254,11 @@ static int run(const char *path, uint64_t interval_ms, const char *status)
     read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
     recovered = sequence = scan.highest;
     for (;; wake += interval_ms * NS_PER_MS) {
-        ssize_t got = pread(file, on_disk, 2 * RECORD, sequence % scan.slots * RECORD);
+        ssize_t got;
         int64_t begun, now;
+
+        pause_if_wanted(pause_file, status);
+        got = pread(file, on_disk, 2 * RECORD, sequence % scan.slots * RECORD);
 
         /* What was acknowledged must be there as written: else the disk went
          * back in time, or somebody else writes. Of the latter, the one who
@@ -273,7 +293,7 @@ static int run(const char *path, uint64_t interval_ms, const char *status)
                 "{\"sequence\":%llu,\"recovered\":%llu,\"missing_at_start\":%llu,"
                 "\"corrupt_at_start\":%llu,\"slots\":%llu,\"interval_ms\":%llu,\"direct\":%s,"
                 "\"write_errors\":%llu,\"readback_errors\":%llu,\"foreign_records\":%llu,"
-                "\"last_write_ms\":%.1f,\"slowest_write_ms\":%.1f,\"updated\":%.3f}\n",
+                "\"last_write_ms\":%.1f,\"slowest_write_ms\":%.1f,\"paused\":false,\"updated\":%.3f}\n",
                 (unsigned long long)sequence, (unsigned long long)recovered,
                 (unsigned long long)scan.missing, (unsigned long long)scan.corrupt,
                 (unsigned long long)scan.slots, (unsigned long long)interval_ms,
@@ -291,18 +311,20 @@ int diskseq_main(int argc, char **argv)
     static const struct option options[] = {
         {"slots", required_argument, NULL, 'n'},
         {"interval-ms", required_argument, NULL, 'i'},
+        {"pause-file", required_argument, NULL, 'p'},
         {"status", required_argument, NULL, 's'},
         {"acknowledged", required_argument, NULL, 'a'},
         {0},
     };
     uint64_t slots = 16384, interval_ms = 1000, acknowledged = 0;
-    const char *status = NULL;
+    const char *pause_file = NULL, *status = NULL;
     int option;
 
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (option) {
         case 'n': slots = number("--slots", optarg, 2, MAX_SLOTS); break;
         case 'i': interval_ms = number("--interval-ms", optarg, 1, 3600000); break;
+        case 'p': pause_file = optarg; break;
         case 's': status = optarg; break;
         case 'a': acknowledged = number("--acknowledged", optarg, 0, UINT64_MAX); break;
         default: return 2;
@@ -315,9 +337,9 @@ int diskseq_main(int argc, char **argv)
         if (strcmp(verb, "check") == 0)
             return check(path, acknowledged);
         if (strcmp(verb, "run") == 0 && status)
-            return run(path, interval_ms, status);
+            return run(path, interval_ms, pause_file, status);
     }
     die("usage: diskseq format RING [--slots N]\n"
-        "       diskseq run RING --status FILE [--interval-ms MS]\n"
+        "       diskseq run RING --status FILE [--interval-ms MS] [--pause-file FILE]\n"
         "       diskseq check RING_OR_DISK [--acknowledged SEQUENCE]");
 }

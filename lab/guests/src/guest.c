@@ -124,6 +124,7 @@ static const struct {
 } tools[] = {
     {"memcheck", memcheck_main},
     {"diskseq", diskseq_main},
+    {"behind", behind_main},
     {"ticker", ticker_main},
     {"statusd", statusd_main},
 };
@@ -138,5 +139,5 @@ int main(int argc, char **argv)
             if (strcmp(name, tools[i].name) == 0)
                 return tools[i].run(argc - shift, argv + shift);
     }
-    die("usage: guest-tools memcheck|diskseq|ticker|statusd ...");
+    die("usage: guest-tools memcheck|diskseq|behind|ticker|statusd ...");
 }

@@ -12,6 +12,7 @@
 
 int memcheck_main(int argc, char **argv);
 int diskseq_main(int argc, char **argv);
+int behind_main(int argc, char **argv);
 int ticker_main(int argc, char **argv);
 int statusd_main(int argc, char **argv);
 

@@ -51,15 +51,16 @@ static void part(const struct service *service, const char *name, char *json, si
 
 static int document(const struct service *service, char *body, size_t size)
 {
-    char memory[1024], disk[1024], ticks[1024];
+    char memory[1024], disk[1024], ticks[1024], behind[256];
 
     part(service, "memory", memory, sizeof memory);
     part(service, "disk", disk, sizeof disk);
     part(service, "ticks", ticks, sizeof ticks);
+    part(service, "behind", behind, sizeof behind);
     return snprintf(body, size,
                     "{\"name\":\"%s\",\"boot_id\":\"%s\",\"uptime\":%.3f,"
-                    "\"memory\":%s,\"disk\":%s,\"ticks\":%s}\n",
-                    service->name, service->boot_id, uptime(), memory, disk, ticks);
+                    "\"memory\":%s,\"disk\":%s,\"ticks\":%s,\"behind\":%s}\n",
+                    service->name, service->boot_id, uptime(), memory, disk, ticks, behind);
 }
 
 /* Returns an HTTP status line's end, with the body set. */
