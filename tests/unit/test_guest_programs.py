@@ -349,9 +349,11 @@ def test_disk_is_left_alone_while_that_is_wanted(tools, ring, tmp_path):
         pause.write_text("1\n")
         await_status(status, lambda disk: disk["paused"])
         before = ring.read_bytes()
+        time.sleep(0.3)
+        assert ring.read_bytes() == before
         pause.write_text("0\n")
         await_status(status, lambda disk: not disk["paused"])
-    assert before != ring.read_bytes()
+    assert ring.read_bytes() != before
 
 
 def test_data_left_behind_is_checked_on_the_disk(tools, tmp_path):

@@ -22,11 +22,11 @@
 #define PAGE 4096
 #define POLL_MS 200
 
-/* Fills a buffer with what only this generation of this disk area holds. */
+/* Fills a buffer with what no other generation holds anywhere. */
 static void fill(uint64_t *words, size_t size, uint64_t generation)
 {
     for (size_t i = 0; i < size / sizeof *words; i++)
-        words[i] = (generation << 40 | i) * UINT64_C(0x9e3779b97f4a7c15);
+        words[i] = (generation * 0x100003 + i) * UINT64_C(0x9e3779b97f4a7c15);
 }
 
 /* Pages of the disk that do not hold what was left for them. */
@@ -49,7 +49,7 @@ static void run(const char *path, uint64_t mib, const char *control, const char 
     size_t size = mib << 20;
     int cached = open(path, O_RDWR | O_CLOEXEC), direct = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
     char done[64] = "", word[64];
-    uint64_t generation = 0;
+    uint64_t generation = clock_ns(CLOCK_REALTIME); /* no one twice, after a reboot neither */
     char *buffer;
     off_t offset;
 

@@ -219,7 +219,7 @@ static int check(const char *path, uint64_t acknowledged)
 }
 
 /* While a file says 1: makes no record, and leaves the disk alone. */
-static void pause_if_wanted(const char *file, const char *status)
+static void pause_if_wanted(int ring, const char *file, const char *status)
 {
     char text[64];
     int paused = 0;
@@ -227,7 +227,7 @@ static void pause_if_wanted(const char *file, const char *status)
     while (file && read_text(file, text, sizeof text) > 0 && !strcmp(text, "1")) {
         if (!paused) {
             /* What the file system has yet to write of earlier records. */
-            sync();
+            syncfs(ring);
             publish(status, "{\"paused\":true}\n");
             paused = 1;
         }
@@ -257,7 +257,7 @@ static int run(const char *path, uint64_t interval_ms, const char *pause_file, c
         ssize_t got;
         int64_t begun, now;
 
-        pause_if_wanted(pause_file, status);
+        pause_if_wanted(file, pause_file, status);
         got = pread(file, on_disk, 2 * RECORD, sequence % scan.slots * RECORD);
 
         /* What was acknowledged must be there as written: else the disk went

@@ -1,5 +1,5 @@
-/* One static program with the guest's four tools in it: the C library would
- * otherwise be in the initramfs four times. Called by tool name, either as
+/* One static program with the guest's five tools in it: the C library would
+ * otherwise be in the initramfs five times. Called by tool name, either as
  * argv[0] or as the first argument. */
 #include "guest.h"
 
