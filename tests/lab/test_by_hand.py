@@ -23,7 +23,7 @@ ACKNOWLEDGED = "Target has acknowledged transfer"
 #: libxl, of a ring with requests, of a device that is attached or detached, and of a domain that is to suspend itself.
 AT_WORK = "has got requests to answer yet"
 ATTACHING, SUSPENDING = "calling hotplug script", "suspend request via XenBus"
-#: Bytes a second of a disk that takes a quarter of an hour for what the guest leaves behind, and is waited for half a minute.
+#: Bytes a second of a disk that takes a quarter of an hour for what the guest leaves behind.
 SLOW_DISK = 2_000
 #: What pkill finds them by, but not its own shell; the sender's name is that of a program behind a stand-in.
 SENDER, RECEIVER = "[x]l.real migrate", "[x]l migrate-receive"
