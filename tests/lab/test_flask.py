@@ -47,8 +47,8 @@ set -e
 echo 'GRUB_CMDLINE_XEN_DEFAULT="$GRUB_CMDLINE_XEN_DEFAULT xsm=flask flask=enforcing conring_size=4M"' \\
     > /etc/default/grub.d/zz-flask.cfg
 update-grub
-sed -i 's|^\\(.*module2 .*\\)\\(/[^ ]*\\)initrd.img[^ ]*.*$|&\\n\\tmodule2 --nounzip \\2xenpolicy|' /boot/grub/grub.cfg
-grep xenpolicy /boot/grub/grub.cfg
+sed -i 's|^\\s*module2\\s.*\\s\\(/.*\\)initrd\\.img.*|&\\n\\tmodule2 --nounzip \\1flask-policy|' /boot/grub/grub.cfg
+grep flask-policy /boot/grub/grub.cfg
 sync
 """
 #: What lets host VMs of the usual type exchange memory, and host dom0 bind an isolated one (tools/flask/policy).
@@ -101,7 +101,8 @@ def assert_right(lab, ends: dict[str, re.Match]) -> None:
 def guarded(machine):
     """The machine under the default policy, with what hostile host VMs boot from."""
     subprocess.run(["make", "--silent", "flask-policy"], cwd=REPOSITORY, check=True, timeout=600)
-    put(machine, POLICY / "xenpolicy", "/boot/xenpolicy")
+    # Not xen*: what is called so has a boot entry as a hypervisor.
+    put(machine, POLICY / "xenpolicy", "/boot/flask-policy")
     print(machine.host("sh", "-c", shlex.quote(BOOT_ENTRY), timeout=300))
     machine.cut_power()
     # Whose exit status is the mode.
