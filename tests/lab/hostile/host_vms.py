@@ -140,3 +140,19 @@ def disturb(lab) -> None:
 def destroy(lab, *names: str) -> None:
     for name in names:
         lab.host("xl", "destroy", name, timeout=120)
+
+
+def misuse(lab) -> None:
+    """Let the two that have been set up do all they can, first by turns, then at random; they find nothing wrong."""
+    begin(lab)
+    for name, match in await_lines(lab, r"HOSTILE CHECKED checks=(\d+) failures=(\d+)", *PAIR, timeout=600).items():
+        assert int(match[1]) > 50
+        assert match[2] == "0", log_of(lab, name)
+    disturb(lab)
+    ends = await_lines(lab, r"HOSTILE DONE .*", *PAIR, timeout=LONGEST)
+    print(*(f"{name}: {end[0]}" for name, end in ends.items()), sep="\n")
+    for name in PAIR:
+        assert "HOSTILE FAIL" not in log_of(lab, name), log_of(lab, name)
+    # The game is worth nothing if nothing was ever passed on.
+    assert int(re.search(r"extents=(\d+)", ends["hostile-b"][0])[1]) > 100
+    assert int(re.search(r"committed=(\d+)", ends["hostile-b"][0])[1]) > 0
