@@ -150,7 +150,6 @@ def test_a_policy_that_changes_ends_what_has_begun(guarded):
             print(f"{name}: {end[0]}")
             assert end[1] == "0", log_of(guarded, name)
         assert denials(guarded) == [("zerocopy", "domU_t", "domU_t")]
-        # Of another size than those that are bound already.
         with pytest.raises(ModuleFailed, match=FORBIDDEN):
-            bind(guarded, "a", "b", memory_mb=8)
-    bind(guarded, "a", "b", memory_mb=8)
+            bind(guarded, "c", "a", memory_mb=4)
+    bind(guarded, "c", "a", memory_mb=4)
