@@ -25,12 +25,6 @@ AT_WORK = "has got requests to answer yet"
 ATTACHING, SUSPENDING = "calling hotplug script", "suspend request via XenBus"
 #: Bytes a second of a disk that takes a quarter of an hour for what the guest leaves behind.
 SLOW_DISK = 2_000
-#: Keeps requests in the guest dom0, which holds their data by references that only its own hypervisor knows. Those that
-#: have got to the device model of the host VM are safe: the host hypervisor sees that it has mapped their frames.
-ONE_AT_A_TIME = (
-    f"disk=$(readlink -f /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{GUEST}-data) && "
-    "echo 1 > /sys/block/${disk##*/}/device/queue_depth"
-)
 #: What pkill finds them by, but not its own shell; the sender's name is that of a program behind a stand-in.
 SENDER, RECEIVER = "[x]l.real migrate", "[x]l migrate-receive"
 
@@ -147,7 +141,6 @@ def under_way(pair) -> typing.Iterator[typing.Callable[[], None]]:
     control("disk", "disk-pause", "1", lambda disk: disk["paused"])
     try:
         try:
-            pair.lab.guest_dom0("a", ONE_AT_A_TIME)
             limit(SLOW_DISK)
             control("behind", "behind", "write", lambda behind: behind["done"] == "write")
             yield lambda: limit(0)
