@@ -27,6 +27,8 @@ from vmbeam_lab.complaints import Complaints  # noqa: E402
 from vmbeam_lab.errors import BootTimeout  # noqa: E402
 from vmbeam_lab.machine import Emulated, guest_dom0_ssh  # noqa: E402
 
+from tests.lab.hostile.host_vms import destroy  # noqa: E402
+
 STATE = "pytest"  #: name of the saved state that tests start from
 PAIR_STATE = "pytest-pair"  #: the same, with a host VM in slot b
 FLEET = ("m2", "m3", "m4")  #: machines that fit into one computer side by side
@@ -436,6 +438,13 @@ def machine() -> typing.Iterator[Lab]:
     [lab] = bring_up("--hosts-only")
     yield lab
     lab.emulated.stop()
+
+
+@pytest.fixture
+def alone(machine: Lab) -> typing.Iterator[None]:
+    """Leave no host VM to the next test, whatever became of this one."""
+    yield
+    destroy(machine, *machine.domains())
 
 
 @pytest.fixture(scope="module")

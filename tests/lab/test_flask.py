@@ -22,7 +22,6 @@ from tests.lab.hostile.host_vms import (
     await_lines,
     begin,
     bind,
-    destroy,
     install,
     log_of,
     misuse,
@@ -32,6 +31,7 @@ from tests.lab.hostile.host_vms import (
 )
 
 pytestmark = [
+    pytest.mark.usefixtures("alone"),
     pytest.mark.long,
     pytest.mark.skipif(os.environ.get("VMBEAM_XEN_FLAVOUR") != "debug", reason="Flask is in debug hypervisors only"),
 ]
@@ -101,13 +101,6 @@ def guarded(machine):
     assert "Enforcing" in machine.host("xl getenforce || true")
     install(machine)
     return machine
-
-
-@pytest.fixture(autouse=True)
-def alone(machine) -> typing.Iterator[None]:
-    """Leave no host VM to the next test, whatever became of this one."""
-    yield
-    destroy(machine, *machine.domains())
 
 
 def test_the_default_policy_lets_host_vms_exchange_memory(guarded):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import typing
 
 import pytest
 from vmbeam_lab import wait
@@ -21,6 +20,8 @@ from tests.lab.hostile.host_vms import (
     misuse,
     set_up,
 )
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 #: Shuts a domain down as if it had crashed: it stays, so that it is dead, but not gone.
 SHUT_DOWN = """\
@@ -43,13 +44,6 @@ def hostile(machine):
     """The machine, with what hostile host VMs boot from."""
     install(machine)
     return machine
-
-
-@pytest.fixture(autouse=True)
-def alone(machine) -> typing.Iterator[None]:
-    """Leave no host VM to the next test, whatever became of this one."""
-    yield
-    destroy(machine, *machine.domains())
 
 
 def assert_no_forced_commit(lab, source: str, destination: str) -> None:

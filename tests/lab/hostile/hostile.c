@@ -637,19 +637,24 @@ static void meet(void)
 /* By turns: what takes both sides */
 
 /* Waits until a session is in this state, has got that far, and has these flags. */
+/* Between two looks at what is waited for. */
+static void look_again(const char *what, double deadline, useconds_t microseconds)
+{
+    if (now() > deadline) {
+        errno = ETIMEDOUT;
+        give_up(what);
+    }
+    usleep(microseconds);
+}
+
 static void await(const char *what, uint32_t session, struct info wanted)
 {
     double deadline = now() + 600;
     struct info info;
 
     while (query(session, 0, &info) || info.state != wanted.state || info.offered < wanted.offered ||
-           info.shared < wanted.shared || (info.flags & wanted.flags) != wanted.flags) {
-        if (now() > deadline) {
-            errno = ETIMEDOUT;
-            give_up(what);
-        }
-        usleep(1000);
-    }
+           info.shared < wanted.shared || (info.flags & wanted.flags) != wanted.flags)
+        look_again(what, deadline, 1000);
 }
 
 /* What the other side has closed may still be tidied up for a moment. */
@@ -658,13 +663,8 @@ static void await_gone(uint32_t session)
     double deadline = now() + 60;
     struct info info;
 
-    while (query(session, 0, &info) != -ENOENT) {
-        if (now() > deadline) {
-            errno = ETIMEDOUT;
-            give_up("end of a session that both have closed");
-        }
-        usleep(1000);
-    }
+    while (query(session, 0, &info) != -ENOENT)
+        look_again("end of a session that both have closed", deadline, 1000);
 }
 
 static void expect_session(const char *what, uint32_t session, int state, int exchanged, int copied)
@@ -972,13 +972,8 @@ static void await_refusal(uint32_t number, uint32_t session)
     double deadline = now() + 600;
 
     say("RESTS");
-    while (one(number, session, 0, lent_gfn(0), 1) != -EACCES) {
-        if (now() > deadline) {
-            errno = ETIMEDOUT;
-            give_up("refusal by the policy");
-        }
-        usleep(100000);
-    }
+    while (one(number, session, 0, lent_gfn(0), 1) != -EACCES)
+        look_again("refusal by the policy", deadline, 100000);
     say("REFUSED");
 }
 
