@@ -17,14 +17,28 @@ pytestmark = pytest.mark.long
 
 GUEST = "web1"
 #: Sessions that a host VM can have at a time.
-LIMIT = 32
+SESSIONS = 32
 #: The sender has not committed yet, and the receiver waits.
 ACKNOWLEDGED = "Target has acknowledged transfer"
 #: libxl, of a ring with requests, of a device that is attached or detached, and of a domain that is to suspend itself.
 AT_WORK = "has got requests to answer yet"
 ATTACHING, SUSPENDING = "calling hotplug script", "suspend request via XenBus"
-#: Bytes a second of a disk that takes a quarter of an hour for what the guest leaves behind.
-SLOW_DISK = 2_000
+#: The guest's second disk, as its guest dom0 and as the guest calls it, and how much the guest leaves behind there.
+DISK, FRONTEND = f"scsi-0QEMU_QEMU_HARDDISK_{GUEST}-data", "xvdb"
+SECTORS_PER_PAGE, BEHIND_SECTORS = 8, 4096
+#: Where the kernel of a guest dom0 tells of the disk, in a shell.
+SYSFS = f"/sys/block/$(basename $(readlink -f /dev/disk/by-id/{DISK}))"
+#: Sets the bytes that a backend in the group writes in a second. In the device model of the host VM nothing could be
+#: held up: it ends all that has got to it when the guest's memory is prepared.
+LIMIT = f'echo "$(cat {SYSFS}/dev) wbps={{}}" > /sys/fs/cgroup/slow/io.max'
+#: Has the disk's backend in that group, and write next to nothing.
+SLOW_BACKEND = f"""set -e
+echo +io > /sys/fs/cgroup/cgroup.subtree_control
+mkdir -p /sys/fs/cgroup/slow
+{LIMIT.format(100)}
+threads=$(pgrep "^$(xl domid {GUEST})[.]{FRONTEND}-")
+for thread in $threads; do echo $thread > /sys/fs/cgroup/slow/cgroup.procs; done
+"""
 #: What pkill finds them by, but not its own shell; the sender's name is that of a program behind a stand-in.
 SENDER, RECEIVER = "[x]l.real migrate", "[x]l migrate-receive"
 
@@ -121,9 +135,10 @@ def test_a_guest_is_not_suspended_for_a_host_that_cannot_attach_its_devices(pair
 
 @contextlib.contextmanager
 def under_way(pair) -> typing.Iterator[typing.Callable[[], None]]:
-    """Have the guest's disk so slow that it is at work for minutes on what the guest has left for it.
+    """Have the backend of the guest's disk at work on what the guest has left for it, and get no further.
 
-    Yields what makes it fast again. Nothing in the guest waits for the disk meanwhile, or it could not be suspended.
+    Yields what lets it go on, as leaving this does. In the end the disk has to hold what the guest left, for good: what
+    the backend of slot a still had to write is written then.
     """
     port = pair.lab.machine.guests[GUEST].http_port
 
@@ -133,21 +148,25 @@ def under_way(pair) -> typing.Iterator[typing.Callable[[], None]]:
         )
         return found[part]
 
-    def limit(bytes_per_second: int) -> None:
-        command = f"block_set_io_throttle vmbeam-{GUEST}-data {bytes_per_second} 0 0 0 0 0"
-        said = pair.lab.host("xl", "qemu-monitor-command", pair.name("a"), shlex.quote(command))
-        assert not said.strip()
+    def sectors_written() -> int:
+        return int(pair.lab.guest_dom0("a", f"awk '{{print $7}}' {SYSFS}/stat"))
 
     control("disk", "disk-pause", "1", lambda disk: disk["paused"])
     try:
+        before = sectors_written()
+        pair.lab.guest_dom0("a", SLOW_BACKEND)
         try:
-            limit(SLOW_DISK)
             control("behind", "behind", "write", lambda behind: behind["done"] == "write")
-            yield lambda: limit(0)
+            yield lambda: pair.lab.guest_dom0("a", LIMIT.format("max"))
         finally:
-            limit(0)
+            pair.lab.guest_dom0("a", LIMIT.format("max"))
+        wait.until(
+            lambda: sectors_written() - before >= BEHIND_SECTORS,
+            timeout=120,
+            failure=lambda: AssertionError(f"only {sectors_written() - before} sectors were written in slot a"),
+        )
         found = control("behind", "behind", "check", lambda behind: behind["done"] == "check")
-        assert found["pages"] == 512
+        assert found["pages"] * SECTORS_PER_PAGE == BEHIND_SECTORS
         assert found["wrong"] == 0
     finally:
         control("disk", "disk-pause", "0", lambda disk: not disk["paused"])
@@ -188,12 +207,12 @@ def test_sessions_are_limited_and_can_be_removed(pair):
     before = set(sessions(pair))
     command = shlex.join(["xl", "zero-copy-bind", pair.name("a"), pair.name("b"), "64"])
     said = pair.lab.host(
-        "sh", "-c", shlex.quote(f"for turn in $(seq {LIMIT + 1}); do {command}; done; true"), timeout=600
+        "sh", "-c", shlex.quote(f"for turn in $(seq {SESSIONS + 1}); do {command}; done; true"), timeout=600
     )
     now = sessions(pair)
     bound = set(now) - before
     try:
-        assert len(now) == LIMIT
+        assert len(now) == SESSIONS
         assert "too many sessions" in said
         assert {now[session][4] for session in bound} == {"64"}
     finally:

@@ -7,15 +7,18 @@ import os
 import re
 import shlex
 import signal
+import typing
 
 import pytest
-from vmbeam_lab import guests, wait
+from vmbeam_lab import cli, guests, wait
 
 pytestmark = pytest.mark.long
 
 RECORD = "/var/lib/vmbeam/host-vms/guests.json"
 KEPT = "/var/lib/vmbeam/host-vms/.kept"
 STATE = "/var/lib/vmbeam/state.json"
+#: The guests' disks in host dom0.
+DISKS = "/var/lib/vmbeam/guests"
 #: Seconds that guests have to boot in a host VM that has just been started.
 GUEST_BOOT = 900
 
@@ -129,6 +132,43 @@ def test_a_planned_reboot_stops_each_guest_and_starts_it_once(lab, tmp_path):
     # Not cut off: what a guest had acknowledged, and what it wrote as it shut down.
     started_anew(lab, before)
     assert generations(lab) == {f"{name}-a": 2}
+
+
+def put_into_a_session(run: typing.Callable[[str], str], domain: str) -> None:
+    """Have what runs for a domain in a session's scope, as logind has it, which the lab's dom0s do without."""
+    run(
+        "systemd-run --scope --unit=session-99 --slice=user sleep infinity >/dev/null 2>&1 & "
+        "scope=/sys/fs/cgroup/user.slice/session-99.scope; "
+        'timeout 60 sh -c "until test -e $scope/cgroup.procs; do sleep 0.2; done" && '
+        f"for process in $(pgrep -x xl; pgrep -f '[q]emu.*{domain}'); do echo $process > $scope/cgroup.procs; done"
+    )
+
+
+def test_a_reboot_that_nobody_planned_shuts_guests_down(lab):
+    """The host dom0 is told to reboot as by anyone who does not know better, with all that guests need in a session."""
+    name = lab.machine.name
+    before = lab.all_status()
+    put_into_a_session(lambda command: lab.guest_dom0("a", command), "app1")
+    put_into_a_session(lambda command: lab.host(command), f"{name}-a")
+
+    lab.host("systemctl --no-block reboot")
+    wait.until(
+        lambda: lab.emulated.pid() is None,
+        timeout=900,
+        failure=lambda: AssertionError("the machine still runs"),
+    )
+    lab.emulated.start()
+    lab.emulated.wait_for_ssh(cli.BOOT_TIMEOUT)
+
+    for guest in lab.machine.guests:
+        # A file system whose power was cut has a journal to recover from.
+        described = lab.host(f"dumpe2fs -h {DISKS}/{guest}-data.raw")
+        assert "has_journal" in described, guest
+        assert "needs_recovery" not in described, guest
+    repaired = lab.playbook("repair.yml")
+    assert not repaired.failed
+    once(lab, "a")
+    started_anew(lab, before)
 
 
 def test_a_host_vm_that_reboots_itself_is_lost_and_repaired(lab):

@@ -23,6 +23,12 @@ def test_channels_are_served_again(host):
     assert host.run("vmbeam-channel status").succeeded
 
 
+def test_domains_are_shut_down_before_a_reboot(host):
+    assert host.service("vmbeam-domains").is_enabled
+    assert host.service("vmbeam-domains").is_running
+    assert host.file("/usr/sbin/vmbeam-domains").mode == 0o755
+
+
 def test_guests_run_on_and_no_reboot_is_wanted(host):
     assert {"web1", "app1"} <= set(host.check_output("xl list").split())
     assert not host.file("/run/reboot-required").exists

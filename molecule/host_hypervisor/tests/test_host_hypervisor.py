@@ -21,6 +21,12 @@ def test_what_was_lost_is_back(host):
     assert host.file("/etc/xen/xl.conf").contains('^autoballoon="off"$')
 
 
+def test_domains_are_shut_down_before_a_reboot(host):
+    assert host.service("vmbeam-domains").is_enabled
+    assert host.service("vmbeam-domains").is_running
+    assert host.file("/usr/sbin/vmbeam-domains").mode == 0o755
+
+
 def test_machine_runs_on_and_wants_no_reboot(host):
     assert "control_d" in host.file("/proc/xen/capabilities").content_string
     assert not host.file("/run/reboot-required").exists
