@@ -91,7 +91,7 @@ test-lab: ## Tests on real Xen: a machine, its limits, a whole rejuvenation
 .PHONY: test-molecule
 test-molecule: ## Each role on the lab: check mode, converge, idempotence, testinfra (ARGS='-s host_vm': one; default: all)
 	$(LAB) up
-	repository=$${VMBEAM_XEN_REPO:-$$(packaging/build | tail -n 1)} && \
+	repository=$${VMBEAM_XEN_REPO:-$$(packaging/build $(if $(filter debug,$(VMBEAM_XEN_FLAVOUR)),--debug) | tail -n 1)} && \
 	VMBEAM_XEN_REPO=$$repository python -m vmbeam_lab.ansible molecule test $(or $(ARGS),--all)
 
 .PHONY: test-rejuvenation

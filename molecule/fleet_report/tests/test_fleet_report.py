@@ -15,4 +15,6 @@ def test_the_data_names_the_machine():
 
 
 def test_the_page_names_the_machine():
-    assert "m1" in REPORT.with_suffix(".html").read_text()
+    page = REPORT.with_suffix(".html").read_text()
+    assert "m1" in page
+    assert "check mode: nothing was changed" not in page

@@ -28,4 +28,7 @@ def test_guests_serve(host):
 
 def test_run_is_recorded(host):
     state = json.loads(host.file("/var/lib/vmbeam/state.json").content_string)
-    assert state["history"][-1]["outcome"] == "completed"
+    run = state["history"][-1]
+    assert run["outcome"] == "completed"
+    assert {guest["guest"]: guest["result"] for guest in run["guests"]} == {"web1": "moved", "app1": "moved"}
+    assert {guest["strategy"] for guest in run["guests"]} == {"zero_copy"}
