@@ -56,9 +56,12 @@ class Complaints:
             consoles = self._emulated.ssh("sh", "-c", shlex.quote(_HOST_VM_CONSOLES))
         except LabError as exc:
             raise LabError("\n".join([str(exc), *found, tail(self._emulated.console)])) from exc
-        for section in re.split(r"^=== ", consoles, flags=re.MULTILINE)[1:]:
-            name, _, text = section.partition("\n")
+        sections = [section.partition("\n") for section in re.split(r"^=== ", consoles, flags=re.MULTILINE)[1:]]
+        for name, _, text in sections:
             found += self._new(name, text)
+        # What a console that is gone had is new in the next one of that name.
+        there = {"host hypervisor", *(name for name, *_ in sections)}
+        self._reported = {name: known for name, known in self._reported.items() if name in there}
         return found
 
     def _new(self, name: str, text: str) -> list[str]:

@@ -111,7 +111,11 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         generations = [slot["generation"] or 0 for slot in slots.values()]
         result["generation"] = max([*generations, *(entry["generation"] for entry in record)]) + 1
     result["up_again"] = bool(stopped) and whole
-    if not any(result[kind] for kind in ("start", "guests", "unknown", "configurations", "disks", "up_again")):
+    # A repair that was itself cut may have left only that the run is over.
+    over = run and result["leftovers"]
+    if not over and not any(
+        result[kind] for kind in ("start", "guests", "unknown", "configurations", "disks", "up_again")
+    ):
         return NOTHING
     result["close_run"] = bool(run) and whole
     result["steps"] = _steps(result)

@@ -9,9 +9,11 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import types
@@ -108,9 +110,15 @@ class Lab:
         self.emulated = emulated
         self.machine = emulated.machine
         self.complaints = Complaints(emulated)
+        self._started: list[subprocess.Popen] = []
 
     def restore(self, state: str = STATE, timeout: float = 180) -> None:
-        """Return to a saved state, in a fresh QEMU."""
+        """Return to a saved state, in a fresh QEMU, of which no playbook of an earlier test knows."""
+        for run in self._started:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+                run.wait(timeout=60)
+        self._started.clear()
         self.emulated.stop()
         self.emulated.start(snapshot=state)
         self.emulated.wait_for_ssh(timeout)
@@ -123,9 +131,13 @@ class Lab:
         Its CPUs stop first, and with that what QEMU has in memory of its disks' files is written, as the lab's disks
         leave out flushes: what the machine had written is on them, what it had only in its own memory is lost.
         """
+        self.emulated.execute("stop")
+        self.emulated.stop()
+        self.power_on()
+
+    def power_on(self) -> None:
+        """Boot the machine, which is off, from the disks that it has."""
         for attempt in range(cli.BOOT_RETRIES + 1):
-            self.emulated.execute("stop")
-            self.emulated.stop()
             self.emulated.start()
             try:
                 self.emulated.wait_for_ssh(cli.BOOT_TIMEOUT)
@@ -133,6 +145,7 @@ class Lab:
             except BootTimeout:
                 if attempt == cli.BOOT_RETRIES:
                     raise
+                self.emulated.stop()
 
     def playbook(self, name: str, *arguments: str, timeout: float = 1800) -> Result:
         """Run a playbook of the collection on the lab's inventory."""
@@ -162,13 +175,15 @@ class Lab:
         A file takes its output: nobody reads a pipe meanwhile.
         """
         with log.open("w") as output:
-            return subprocess.Popen(
+            run = subprocess.Popen(
                 playbook_argv(name, *arguments),
                 **ANSIBLE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._started.append(run)
+        return run
 
     def host(self, *words: str, timeout: float = 60) -> str:
         """Run a command in host dom0."""
@@ -490,7 +505,8 @@ def machines() -> typing.Iterator[dict[str, Lab]]:
     labs = bring_up(names=FLEET)
     try:
         for lab in labs:
-            lab.all_status()
+            for guest in lab.machine.guests.values():
+                guests.await_start(guest.http_port, 900, "disk")
         for lab in labs:
             lab.emulated.save(STATE)
         yield {lab.machine.name: lab for lab in labs}

@@ -13,7 +13,7 @@ import typing
 
 import pytest
 import yaml
-from vmbeam_lab import guests
+from vmbeam_lab import guests, wait
 from vmbeam_lab.errors import ModuleFailed
 
 pytestmark = pytest.mark.long
@@ -53,9 +53,15 @@ class Runs:
         self.report_file.unlink(missing_ok=True)
         return not self.fleet[FIRST].playbook(*self.arguments(**variables), timeout=RUN_TIMEOUT).failed
 
-    def results(self) -> dict[str, str]:
+    def results(self, key: str = "result") -> dict[str, str]:
+        """Return what the run's report says of each machine."""
         report = json.loads(self.report_file.read_text())
-        return {machine["machine"]: machine["result"] for machine in report["machines"]}
+        return {machine["machine"]: machine[key] for machine in report["machines"]}
+
+    def holders(self) -> dict[str, str]:
+        """Return who has reserved each machine, of those that somebody has."""
+        locks = {name: lab.module("vmbeam.xen.host_lock_info")["holder"] for name, lab in self.fleet.items()}
+        return {name: holder["owner"] for name, holder in locks.items() if holder}
 
     def hook(self, tasks: list[dict]) -> str:
         """Write a hook for the second machine, and return its path."""
@@ -115,6 +121,11 @@ def test_a_failure_in_the_second_machine_stops_the_run_and_the_next_one_finishes
     assert not runs.run(vmbeam_hooks={"before_guest": hook})
 
     assert runs.results() == {FIRST: "done", SECOND: "failed", THIRD: "not touched"}
+    [guest] = runs.fleet[SECOND].machine.guests
+    reason = runs.results("reason")[SECOND]
+    assert f"xl migrate of {guest} failed" in reason
+    assert "runs on at the source" in reason
+    assert runs.holders() == {}
     # The new host VM is gone, and the guest was never lost.
     assert runs.slots() == {FIRST: {"b"}, SECOND: {"a"}, THIRD: {"a"}}
     assert runs.fleet[SECOND].guests_in("a") == set(runs.fleet[SECOND].machine.guests)
@@ -124,30 +135,40 @@ def test_a_failure_in_the_second_machine_stops_the_run_and_the_next_one_finishes
     assert runs.run()
 
     assert runs.results() == {FIRST: "fresh", SECOND: "done", THIRD: "done"}
+    assert runs.holders() == {}
     runs.all_are_done_once()
 
 
 def test_a_killed_controller_is_followed_by_a_run_that_finishes(runs, tools, tmp_path):
     second = runs.fleet[SECOND]
-    hold = f"kill -STOP $child; echo > {tools.held}; read -r _ < {tools.go}; kill -CONT $child"
+    hold = f"kill -STOP $child; : > {tools.held}; read -r _ < {tools.go}; kill -CONT $child"
     script = tools.stand_in_script("migrate", "guest has suspended", hold)
-    fifos = f"rm -f {tools.held} {tools.go} && mkfifo {tools.held} {tools.go}"
-    make = {"name": "Make the ways to hold it", "ansible.builtin.shell": fifos, "delegate_to": f"{SECOND}-a"}
+    fifo = f"rm -f {tools.held} {tools.go} && mkfifo {tools.go}"
+    make = {"name": "Make the ways to hold it", "ansible.builtin.shell": fifo, "delegate_to": f"{SECOND}-a"}
     # Last, as the test looks for them.
     hook = runs.hook([*stand_in_tasks(tools, "a", script), make])
     log = tmp_path / "killed.log"
     controller = second.start_playbook(log, *runs.arguments(vmbeam_hooks={"before_guest": hook}))
+
+    def is_held() -> bool:
+        assert controller.poll() is None, "the run ended before it was held"
+        held = f"timeout 60 sh -c 'until [ -e {tools.held} ]; do sleep 1; done' && echo held || true"
+        return "held" in second.guest_dom0("a", held, timeout=180)
+
     try:
-        # Ends at the moment when the guest is suspended and its memory shared.
-        held = f"until [ -p {tools.held} ]; do sleep 1; done; cat {tools.held}"
-        second.guest_dom0("a", f"timeout {RUN_TIMEOUT - 60} sh -c {shlex.quote(held)}", timeout=RUN_TIMEOUT)
-        assert controller.poll() is None
+        # The moment when the guest is suspended and its memory shared.
+        wait.until(is_held, timeout=RUN_TIMEOUT, failure=lambda: AssertionError("the run was not held"))
+        assert second.guests_in("a") == set(second.machine.guests)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(controller.pid, signal.SIGKILL)
         controller.wait(60)
         print(log.read_text())
     assert runs.slots() == {FIRST: {"b"}, SECOND: {"a", "b"}, THIRD: {"a"}}
+    # The third one, too, whose turn has not come; the first one has been given back.
+    holders = runs.holders()
+    assert set(holders) == {SECOND, THIRD}
+    assert all(owner.startswith(f"{RUN} (") for owner in holders.values())
     with pytest.raises(ModuleFailed, match=f"reserved by {RUN}"):
         second.module("vmbeam.xen.host_lock", owner="another run")
 
@@ -158,6 +179,7 @@ def test_a_killed_controller_is_followed_by_a_run_that_finishes(runs, tools, tmp
     assert runs.run()
 
     assert runs.results() == {FIRST: "fresh", SECOND: "done", THIRD: "done"}
+    assert runs.holders() == {}
     runs.all_are_done_once()
 
 
@@ -165,6 +187,8 @@ def test_a_repair_of_healthy_machines_changes_nothing(runs):
     before = runs.slots()
     repaired = runs.fleet[FIRST].playbook("repair.yml", timeout=RUN_TIMEOUT)
     assert not repaired.failed
-    assert "nothing else to repair" in repaired.output
+    for name in runs.fleet:
+        assert f"one host VM, {name}-a, with each guest once; nothing else to repair" in repaired.output
+    assert runs.holders() == {}
     assert runs.slots() == before
     runs.nothing_is_lost()

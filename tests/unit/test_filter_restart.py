@@ -96,6 +96,21 @@ def test_guests_that_were_stopped_for_a_reboot_start_in_the_host_vm_that_still_r
     assert made["steps"][-1] == "record that the guests that were stopped for a reboot run again"
 
 
+def test_a_repair_that_was_cut_before_it_had_closed_the_run_goes_on():
+    """All guests run again; what is left of the source, and the record of the run, are not."""
+    files = [kept("web1")["config"]]
+    state = {"run": {"source": "m1-a", "destination": "m1-b", "guests": ["web1"], "cold": []}}
+    seen = {
+        "host_vms": [lost("a", 7), host_vm("b", generation=9, disks=[])],
+        "domains": ["m1-b"],
+        "guest_dom0s": {"b": dom0(guest("web1"), configurations=files)},
+        "guest_record": [entry("b", 9, kept("web1"))],
+    }
+    made = restart(observe(**seen, state=state))
+    assert (made["host_vm"], made["guests"], made["leftovers"], made["close_run"]) == ("m1-b", [], ["m1-a"], True)
+    assert restart(observe(**seen, state={"run": None}))["steps"] == []
+
+
 def test_a_disk_that_may_be_another_one_since_is_not_attached():
     disks = {"web1-root": "/dev/sdb", "app1-root": "/dev/vg0/app1"}
     made = restart(rebooted(entry("a", 7, kept("web1"), kept("app1"), disks=disks)))

@@ -19,7 +19,7 @@ from checkout import ROOT, environment
 ROLES = ("host_hypervisor", "hypervisor_common")
 # What would act on this computer, or tells of it.
 COMMANDS = ("apt-cache", "apt-get", "dpkg-query", "systemctl", "update-grub", "xl")
-PATHS = re.compile(r"(?<![\w./])/(?=(boot|etc|proc|run|sys|var)/)")
+PATHS = re.compile(r"(?<![\w./])/(?=(boot|etc|proc|run|sys|usr|var)/)")
 
 
 class Machine:
