@@ -108,12 +108,22 @@ def measure_cell(benchmark: Benchmark, cell: Cell, budget: Budget, run: Run) -> 
     if cell.kind == "others":
         about |= {"guest": cell.label}
     given_up: set[str] = set()
-    for method in schedule.turns(cell, budget, given_up):
-        began = time.monotonic()
-        record = {**about, **benchmark.migrate(method, web=cell.kind == "web")}
+
+    def migrate(method: str, told_as: str) -> str | None:
+        """Migrate the guest and record that; return why it failed, None if it has not."""
+        record = {**about, **benchmark.migrate(method, web=cell.kind == "web"), "method": told_as}
         run.records[cell.kind].append(record)
         say(json.dumps(record))
-        failed = record.get("failed")
+        return typing.cast(str | None, record.get("failed"))
+
+    before = results.ZERO_COPY
+    for method in schedule.turns(cell, budget, given_up):
+        began = time.monotonic()
+        failed = None
+        if method == results.ZERO_COPY != before:
+            failed = migrate(method, results.SETTLING)
+        failed = failed or migrate(method, method)
+        before = method
         budget.done(method, None if failed else time.monotonic() - began)
         if failed:
             given_up.add(method)

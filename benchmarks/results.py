@@ -24,6 +24,8 @@ METHODS: dict[str, dict[str, str]] = {
 }
 BASELINE = "precopy-ssh"
 ZERO_COPY = "zero-copy"
+#: Method of the records of migrations by zero-copy that come right after one by another method, as page.py explains.
+SETTLING = "zero-copy, settling"
 COPIES = tuple(method for method in METHODS if method != ZERO_COPY)
 
 #: Ways of throughput. CHANNEL is its own: from memory of one guest dom0 to memory of the other, as memcpy goes. PIPES

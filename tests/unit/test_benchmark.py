@@ -591,9 +591,10 @@ def test_run_measures_all_cells(run, tmp_path):
     go(one, benchmark)
     assert not one.problems
     assert {kind: len(made) for kind, made in one.records.items()} == {
-        "by_size": 3 * (1 + 2) + 2,
-        "by_rate": 2 * (1 + 2),
-        "web": 3,
+        # Among them one that settles.
+        "by_size": 3 * (1 + 1 + 2) + 2,
+        "by_rate": 2 * (1 + 1 + 2),
+        "web": 1 + 1 + 2,
         "others": 4,
         "throughput": 5,
     }
@@ -602,6 +603,19 @@ def test_run_measures_all_cells(run, tmp_path):
     assert all(entry["web"] for entry in one.records["web"])
     # Written after each cell, before the whole is known to be complete.
     assert json.loads((tmp_path / "results.json").read_text())["complete"] is False
+
+
+def test_a_migration_after_one_by_another_method_is_apart(run):
+    cell = schedule.Cell("by_rate", "0 pages/s", 256, *[{"precopy-ssh": 2, "zero-copy": 4}] * 2, rate=0)
+    one, benchmark = run(), FakeBenchmark()
+    one.cells = [cell]
+    go(one, benchmark)
+    stock, settling, ours = "precopy-ssh", results.SETTLING, "zero-copy"
+    made = [entry["method"] for entry in one.records["by_rate"]]
+    assert made == [stock, settling, ours, ours, stock, settling, ours, ours]
+    page = (migration.HERE / "RESULTS.md").read_text()
+    assert "| 0 (0) | 1 (n=2) | 1 (n=4) | 1x |" in page
+    assert "time 1 (n=2) s, that of the others 1 (n=4) s" in page
 
 
 def test_run_goes_on_after_a_migration_that_fails(run):
@@ -672,8 +686,8 @@ def test_whatever_ends_a_run_its_files_say_what_it_has(run, monkeypatch, tmp_pat
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["complete"] is (status is not None)
     assert [bool(found["problems"])] == [isinstance(error, LabError)]
-    assert count(found["records"]["by_size"], size_mib=128) == 6
-    assert count(found["records"]["by_size"], size_mib=512) == (0 if error else 6)
+    assert count(found["records"]["by_size"], size_mib=128) == 7
+    assert count(found["records"]["by_size"], size_mib=512) == (0 if error else 7)
     assert ("Partial" in (tmp_path / "RESULTS.md").read_text()) is (status is None)
 
 
