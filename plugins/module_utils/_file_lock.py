@@ -31,9 +31,21 @@ def locked_folder(folder: Path, seconds: float, what: str) -> Iterator[None]:
 
     Raises WaitTimeout, which names `what`, if somebody else holds it for longer than that.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with _locked(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), Deadline(seconds), what):
+        yield
+
+
+@contextlib.contextmanager
+def locked_file(path: Path, deadline: Deadline, what: str) -> Iterator[None]:
+    """Keeps others out who lock the same file, which remains. Raises WaitTimeout as locked_folder does."""
+    with _locked(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), deadline, what):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(descriptor: int, deadline: Deadline, what: str) -> Iterator[None]:
     try:
-        wait_for(lambda: try_lock(descriptor), Deadline(seconds), what)
+        wait_for(lambda: try_lock(descriptor), deadline, what)
         yield
     finally:
         os.close(descriptor)

@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from ansible_collections.vmbeam.xen.plugins.module_utils._errors import (
     VmbeamError,
     WaitTimeout,
 )
+from ansible_collections.vmbeam.xen.plugins.module_utils._file_lock import locked_file
 from ansible_collections.vmbeam.xen.plugins.module_utils._files import write_private
 from ansible_collections.vmbeam.xen.plugins.module_utils._guest_record import GuestRecord
 from ansible_collections.vmbeam.xen.plugins.module_utils._host_vm_disk import CONTROLLER, guest_disks
@@ -299,6 +301,14 @@ class HostVms:
                 needed_memory_mb=spec.needed_memory_mb,
                 free_memory_mb=free,
             )
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str, deadline: Deadline) -> Iterator[None]:
+        """Keeps others out who start, stop or remove the same host VM. Raises WaitTimeout."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        what = f"others that start, stop or remove {name}"
+        with locked_file(self._directory / f".{name}.lock", deadline, what):
+            yield
 
     def start(self, spec: Spec, deadline: Deadline, previous: str = REFUSE) -> Path | None:
         """Creates and starts a new generation; after a failure nothing of it is left.

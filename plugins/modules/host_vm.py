@@ -196,6 +196,7 @@ left_behind:
   sample: "Undoing the start failed too, m1-b may be left: xl destroy 7 failed with exit code 1"
 """
 
+import contextlib
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -231,7 +232,15 @@ def body(module: AnsibleModule) -> dict[str, Any]:
     deadline = Deadline(_checks.positive("timeout", params["timeout"]))
     host_vms = HostVms(Xl(), _checks.path("directory", params["directory"]))
     spec = spec_of(params) if params["state"] == "started" else None
+    # What a dead controller has begun goes on: its host VM is not to be taken for one whose start has failed.
+    with contextlib.nullcontext() if module.check_mode else host_vms.exclusive(name, deadline):
+        return settle(module, host_vms, name, spec, deadline)
 
+
+def settle(
+    module: AnsibleModule, host_vms: HostVms, name: str, spec: Spec | None, deadline: Deadline
+) -> dict[str, Any]:
+    params = module.params
     previous, kept = params["previous_disk"], None
     step, domain, record = host_vms.plan(name, params["state"])
     before = host_vms.describe(name, domain, record)

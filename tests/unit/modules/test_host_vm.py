@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -133,6 +134,20 @@ def warnings(monkeypatch):
     said = []
     monkeypatch.setattr(AnsibleModule, "warn", lambda _module, text: said.append(text))
     return said
+
+
+def test_one_start_at_a_time(machine, start, remove):
+    """The controller of the other one may be dead: then nobody but the kernel knows of it."""
+    machine.directory.mkdir()
+    with open(machine.directory / ".m1-b.lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for act in (start, remove):
+            refused = act(timeout=1)
+            assert refused.failed
+            assert "others that start, stop or remove m1-b" in refused["msg"]
+        assert changes(machine) == []
+        assert start(check=True)["changed"]
+    assert start()["changed"]
 
 
 def test_second_start_changes_nothing(machine, start, warnings):
