@@ -112,6 +112,8 @@ def measure_cell(benchmark: Benchmark, cell: Cell, budget: Budget, run: Run) -> 
     def migrate(method: str, told_as: str) -> str | None:
         """Migrate the guest and record that; return why it failed, None if it has not."""
         record = {**about, **benchmark.migrate(method, web=cell.kind == "web"), "method": told_as}
+        if "failed" in record:
+            record["method"] = method
         run.records[cell.kind].append(record)
         say(json.dumps(record))
         return typing.cast(str | None, record.get("failed"))
@@ -120,9 +122,10 @@ def measure_cell(benchmark: Benchmark, cell: Cell, budget: Budget, run: Run) -> 
     for method in schedule.turns(cell, budget, given_up):
         began = time.monotonic()
         failed = None
-        if method == results.ZERO_COPY != before:
-            failed = migrate(method, results.SETTLING)
-        failed = failed or migrate(method, method)
+        # There and back, so that turns() has each method go both ways.
+        settling = [results.SETTLING] * 2 if method == results.ZERO_COPY != before else []
+        for told_as in (*settling, method):
+            failed = failed or migrate(method, told_as)
         before = method
         budget.done(method, None if failed else time.monotonic() - began)
         if failed:

@@ -73,8 +73,8 @@ def settling_text(records: Records) -> str:
         for metric in ("seconds", "downtime_seconds")
     )
     return f"""\
-- The first migration by zero-copy after one by another method is not in the figures. All of it takes longer then, what
-  touches no memory of the guest too: the emulator translates code as it is run, and has had to do with other code.
+- The first two migrations by zero-copy after one by another method are not in the figures. All of it takes longer
+  then, what touches no memory of the guest too: the emulator translates code as it is run, and did other code before.
   Of all guests and rates together: time {seconds[0]} s, that of the others {seconds[1]} s; downtime {downtime[0]} s,
   that of the others {downtime[1]} s. `results.json` has each as `{SETTLING}`.
 """

@@ -304,11 +304,19 @@ class HostVms:
 
     @contextlib.contextmanager
     def exclusive(self, name: str, deadline: Deadline) -> Iterator[None]:
-        """Keeps others out who start, stop or remove the same host VM. Raises WaitTimeout."""
+        """Keeps others out who start, stop or remove the same host VM. Raises WaitTimeout.
+
+        An xl that creates it may outlive the module that has started it, and is waited for too.
+        """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         what = f"others that start, stop or remove {name}"
         with locked_file(self._directory / f".{name}.lock", deadline, what):
+            with locked_file(self._creation_lock(name), deadline, f"another xl that creates {name}"):
+                pass
             yield
+
+    def _creation_lock(self, name: str) -> Path:
+        return self._directory / f".{name}.create.lock"
 
     def start(self, spec: Spec, deadline: Deadline, previous: str = REFUSE) -> Path | None:
         """Creates and starts a new generation; after a failure nothing of it is left.
@@ -332,7 +340,8 @@ class HostVms:
         self._remove_files(spec.name)
         try:
             self._write_files(spec, home, record, deadline)
-            self._xl.create(str(home / CONFIG), paused=False, timeout=max(1.0, deadline.left))
+            lock = str(self._creation_lock(spec.name))
+            self._xl.create(str(home / CONFIG), paused=False, timeout=max(1.0, deadline.left), lock=lock)
             domain = self._xl.domain(spec.name)
             if domain is None or not domain.live:
                 raise CommandError(

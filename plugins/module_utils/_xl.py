@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.vmbeam.xen.plugins.module_utils import _parse, _process
@@ -55,13 +56,15 @@ class Xl:
         """Runs a shell command in the dom0 that this object stands for."""
         return self._execute(("sh", "-c", command), timeout)
 
-    def xl(self, *arguments: str, timeout: float = QUICK) -> str:
-        """Runs xl and returns what it prints."""
+    def xl(self, *arguments: str, timeout: float = QUICK, under: tuple[str, ...] = ()) -> str:
+        """Runs xl, or a command that does, and returns what it prints."""
         try:
-            result = self._execute(("xl", *arguments), timeout)
+            result = self._execute((*under, "xl", *arguments), timeout)
         except CommandTimeout as exc:
+            command = " ".join(("xl", *arguments[:2]))
             raise CommandTimeout(
-                f"{exc.message} If xl hangs in general, see whether xenstored and xenconsoled run.",
+                f"{command} did not end within {timeout:g} s and was ended. If xl hangs in general, see whether "
+                "xenstored and xenconsoled run.",
                 **exc.details,
             ) from exc
         except NotFound as exc:
@@ -74,7 +77,7 @@ class Xl:
                 cmd=list(result.argv),
                 stderr=result.stderr,
             )
-        return result.check().stdout
+        return replace(result, argv=result.argv[len(under) :]).check().stdout
 
     def _execute(self, argv: tuple[str, ...], timeout: float) -> _process.Result:
         if not self._ssh:
@@ -109,8 +112,10 @@ class Xl:
 
     # --- acting; by domain id, because a migration renames domains
 
-    def create(self, config: str, *, paused: bool, timeout: float) -> None:
-        self.xl("create", *(["-p"] if paused else []), config, timeout=timeout)
+    def create(self, config: str, *, paused: bool, timeout: float, lock: str | None = None) -> None:
+        """Creates a domain. lock: file that xl holds a lock on until that is done, whatever becomes of this process."""
+        under = ("flock", "--close", lock) if lock else ()
+        self.xl("create", *(["-p"] if paused else []), config, timeout=timeout, under=under)
 
     def destroy(self, domid: int) -> None:
         """Has a domain be gone soon."""

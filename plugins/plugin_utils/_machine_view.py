@@ -52,7 +52,7 @@ def host_dom0(
     file = shlex.quote(state_file)
     # Without Python, or of a file that is damaged, the whole file tells.
     brief = f"python3 -IS -c {shlex.quote(_BRIEF)} {file} 2>/dev/null || cat {file}"
-    state = _sh(f"if [ -s {file} ]; then {brief}; else echo '{{}}'; fi")
+    state = _sh(f"if grep -qs '[^[:space:]]' {file}; then {brief}; else echo '{{}}'; fi")
     answer = run_all(run, words, [_LIST, _INFO, records, hosts, state], timeout)
 
     xl = Xl(run=answer)

@@ -117,7 +117,11 @@ def restart(observed: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         result[kind] for kind in ("start", "guests", "unknown", "configurations", "disks", "up_again")
     ):
         return NOTHING
-    result["close_run"] = bool(run) and whole
+    # What a run has left paused is repaired next, which needs the record of the run.
+    paused = {
+        guest_name(guest["name"]) for guest in target["guests"] if guest.get("state") not in ("running", "blocked")
+    }
+    result["close_run"] = bool(run) and whole and not paused & set(_names_of(run))
     result["steps"] = _steps(result)
     return result
 

@@ -114,16 +114,20 @@ class Lab:
 
     def restore(self, state: str = STATE, timeout: float = 180) -> None:
         """Return to a saved state, in a fresh QEMU, of which no playbook of an earlier test knows."""
-        for run in self._started:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-                run.wait(timeout=60)
-        self._started.clear()
+        self.end_playbooks()
         self.emulated.stop()
         self.emulated.start(snapshot=state)
         self.emulated.wait_for_ssh(timeout)
         for guest in self.machine.guests:
             self.status(guest)
+
+    def end_playbooks(self) -> None:
+        """End what start_playbook() has started and still runs."""
+        for run in self._started:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+                run.wait(timeout=60)
+        self._started.clear()
 
     def cut_power(self) -> None:
         """End the machine in the middle of whatever it does, and boot it from the same disks.
@@ -469,6 +473,7 @@ def booted() -> typing.Iterator[Lab]:
     lab.all_status()
     lab.emulated.save(STATE)
     yield lab
+    lab.end_playbooks()
     lab.emulated.stop()
 
 
@@ -512,6 +517,7 @@ def machines() -> typing.Iterator[dict[str, Lab]]:
         yield {lab.machine.name: lab for lab in labs}
     finally:
         for lab in labs:
+            lab.end_playbooks()
             lab.emulated.stop()
 
 

@@ -151,7 +151,7 @@ def test_a_reboot_that_nobody_planned_shuts_guests_down(lab):
     name = lab.machine.name
     before = lab.all_status()
     put_into_a_session(lambda command: lab.guest_dom0("a", command), "app1")
-    put_into_a_session(lambda command: lab.host(command), f"{name}-a")
+    put_into_a_session(lambda command: lab.host(command, timeout=120), f"{name}-a")
 
     lab.host("systemctl --no-block reboot")
     wait.until(

@@ -591,10 +591,10 @@ def test_run_measures_all_cells(run, tmp_path):
     go(one, benchmark)
     assert not one.problems
     assert {kind: len(made) for kind, made in one.records.items()} == {
-        # Among them one that settles.
-        "by_size": 3 * (1 + 1 + 2) + 2,
-        "by_rate": 2 * (1 + 1 + 2),
-        "web": 1 + 1 + 2,
+        # Among them two that settle.
+        "by_size": 3 * (1 + 2 + 2) + 2,
+        "by_rate": 2 * (1 + 2 + 2),
+        "web": 1 + 2 + 2,
         "others": 4,
         "throughput": 5,
     }
@@ -612,10 +612,18 @@ def test_a_migration_after_one_by_another_method_is_apart(run):
     go(one, benchmark)
     stock, settling, ours = "precopy-ssh", results.SETTLING, "zero-copy"
     made = [entry["method"] for entry in one.records["by_rate"]]
-    assert made == [stock, settling, ours, ours, stock, settling, ours, ours]
+    assert made == [stock, settling, settling, ours, ours, stock, settling, settling, ours, ours]
     page = (migration.HERE / "RESULTS.md").read_text()
     assert "| 0 (0) | 1 (n=2) | 1 (n=4) | 1x |" in page
-    assert "time 1 (n=2) s, that of the others 1 (n=4) s" in page
+    assert "time 1 (n=4) s, that of the others 1 (n=4) s" in page
+
+
+def test_a_migration_that_fails_before_the_others_settle_is_one_that_failed(run):
+    cell = schedule.Cell("by_rate", "0 pages/s", 256, *[{"precopy-ssh": 1, "zero-copy": 2}] * 2, rate=0)
+    one, benchmark = run(), FakeBenchmark({(migration.guest_of(cell).name, "zero-copy"): {"failed": "lost"}})
+    one.cells = [cell]
+    go(one, benchmark)
+    assert [entry["method"] for entry in one.records["by_rate"]] == ["precopy-ssh", "zero-copy"]
 
 
 def test_run_goes_on_after_a_migration_that_fails(run):
@@ -686,8 +694,8 @@ def test_whatever_ends_a_run_its_files_say_what_it_has(run, monkeypatch, tmp_pat
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["complete"] is (status is not None)
     assert [bool(found["problems"])] == [isinstance(error, LabError)]
-    assert count(found["records"]["by_size"], size_mib=128) == 7
-    assert count(found["records"]["by_size"], size_mib=512) == (0 if error else 7)
+    assert count(found["records"]["by_size"], size_mib=128) == 8
+    assert count(found["records"]["by_size"], size_mib=512) == (0 if error else 8)
     assert ("Partial" in (tmp_path / "RESULTS.md").read_text()) is (status is None)
 
 

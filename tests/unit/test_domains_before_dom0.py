@@ -71,7 +71,23 @@ def test_what_does_not_shut_down_is_told_when_the_time_is_up(dom0: Path) -> None
     (dom0 / "domains").write_text(HEADER + DOM0 + GUEST)
     done = run(dom0, seconds=1)
     assert done.returncode == 1
-    assert "name-of-7: still up after 1 seconds" in done.stdout
+    assert "still up after 1 seconds: 7" in done.stdout
+
+
+def test_a_domain_that_has_xl_hang_does_not_keep_it_from_the_others(dom0: Path) -> None:
+    (dom0 / "domains").write_text(HEADER + DOM0 + HOST_VM + GUEST)
+    (dom0 / "xl").write_text(XL.replace("case $1 in", "case $* in 'domname 1') sleep 5; exit 1 ;; esac\ncase $1 in"))
+    (dom0 / "obedient").touch()
+    assert run(dom0).returncode == 0
+    assert (dom0 / "asked").read_text().splitlines() == ["shutdown -F 7"]
+
+
+def test_an_xl_that_fails_for_a_moment_does_not_tell_that_nothing_runs(dom0: Path) -> None:
+    (dom0 / "domains").write_text(HEADER + DOM0 + GUEST)
+    (dom0 / "xl").write_text(XL.replace("case $1 in", "[ -e tried ] || { touch tried; exit 1; }\ncase $1 in"))
+    (dom0 / "obedient").touch()
+    assert run(dom0).returncode == 0
+    assert (dom0 / "asked").read_text().splitlines() == ["shutdown -F 7"]
 
 
 def test_what_cannot_shut_down_is_neither_asked_nor_waited_for(dom0: Path) -> None:

@@ -109,6 +109,9 @@ def test_a_repair_that_was_cut_before_it_had_closed_the_run_goes_on():
     made = restart(observe(**seen, state=state))
     assert (made["host_vm"], made["guests"], made["leftovers"], made["close_run"]) == ("m1-b", [], ["m1-a"], True)
     assert restart(observe(**seen, state={"run": None}))["steps"] == []
+    # What the run has left paused is the next thing to be repaired, and only then the run is over.
+    seen["guest_dom0s"]["b"] = dom0(guest("web1", state="paused"), configurations=files)
+    assert not restart(observe(**seen, state=state))["close_run"]
 
 
 def test_a_disk_that_may_be_another_one_since_is_not_attached():

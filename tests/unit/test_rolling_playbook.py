@@ -181,7 +181,7 @@ def test_a_run_is_not_begun_if_another_one_has_one_of_its_machines(fleet):
 
 def test_a_lease_is_renewed_between_batches_for_the_machines_that_are_still_to_come(fleet):
     # In the inventory, where the controller's place in each batch has no part in it.
-    machines = fleet(**{name: {"vmbeam_lease_ttl": 1} for name in ("m1", "m2", "m3", "m4")})
+    machines = fleet(m1={}, m2={}, m3={"vmbeam_lease_ttl": 1}, m4={"vmbeam_lease_ttl": 1})
     (machines.folder / "m2.fresh").touch()
     done = machines.run(vmbeam_serial=2)
     assert done.returncode == 0

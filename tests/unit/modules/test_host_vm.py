@@ -136,15 +136,19 @@ def warnings(monkeypatch):
     return said
 
 
-def test_one_start_at_a_time(machine, start, remove):
-    """The controller of the other one may be dead: then nobody but the kernel knows of it."""
+@pytest.mark.parametrize(
+    ("lock", "words"),
+    [(".m1-b.lock", "others that start, stop or remove m1-b"), (".m1-b.create.lock", "another xl that creates m1-b")],
+)
+def test_one_start_at_a_time(machine, start, remove, lock, words):
+    """The controller of the other one may be dead, its module too: then nobody but the kernel knows of it."""
     machine.directory.mkdir()
-    with open(machine.directory / ".m1-b.lock", "w") as other:
+    with open(machine.directory / lock, "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         for act in (start, remove):
             refused = act(timeout=1)
             assert refused.failed
-            assert "others that start, stop or remove m1-b" in refused["msg"]
+            assert words in refused["msg"]
         assert changes(machine) == []
         assert start(check=True)["changed"]
     assert start()["changed"]
