@@ -240,6 +240,7 @@ def body(module: AnsibleModule) -> dict[str, Any]:
 def settle(
     module: AnsibleModule, host_vms: HostVms, name: str, spec: Spec | None, deadline: Deadline
 ) -> dict[str, Any]:
+    """Brings the host VM to the wanted state, or says what that would change; returns the module's result."""
     params = module.params
     previous, kept = params["previous_disk"], None
     step, domain, record = host_vms.plan(name, params["state"])
