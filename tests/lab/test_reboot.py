@@ -137,7 +137,7 @@ def test_a_planned_reboot_stops_each_guest_and_starts_it_once(lab, tmp_path):
 
 
 def put_into_a_session(run: typing.Callable[[str], str], domain: str) -> None:
-    """Have what runs for a domain in a session's scope, as where ssh opens one with logind, which it does not in the lab."""
+    """Have what runs for a domain in the scope of a session, as logind has it, but not of those of ssh in the lab."""
     run(
         "systemd-run --scope --unit=session-99 --slice=user sleep infinity >/dev/null 2>&1 & "
         "scope=/sys/fs/cgroup/user.slice/session-99.scope; "
