@@ -16,6 +16,7 @@ description:
     O(vmbeam.xen.guest_migrate#module:strategy=zero_copy).
   - A channel is a session that gives the two guest dom0s some memory in common, by which everything else of a
     migration passes, with O(vmbeam.xen.guest_migrate#module:transport=channel). It serves any number of guests.
+  - A host VM can be the destination of one other at a time, so that no source can name a session of another.
   - Run it in the host dom0.
 author:
   - vmbeam contributors (@vmbeam)

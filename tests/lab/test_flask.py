@@ -144,5 +144,5 @@ def test_a_policy_that_changes_ends_what_has_begun(guarded):
             assert end[1] == "0", log_of(guarded, name)
         assert denials(guarded) == [("zerocopy", "domU_t", "domU_t")]
         with pytest.raises(ModuleFailed, match=FORBIDDEN):
-            bind(guarded, "c", "a", memory_mb=4)
-    bind(guarded, "c", "a", memory_mb=4)
+            bind(guarded, "b", "d", memory_mb=4)
+    bind(guarded, "b", "d", memory_mb=4)

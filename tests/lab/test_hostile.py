@@ -7,8 +7,10 @@ import re
 
 import pytest
 from vmbeam_lab import wait
+from vmbeam_lab.errors import CommandFailed, ModuleFailed
 
 from tests.lab.hostile.host_vms import (
+    OTHERS,
     PAIR,
     SECONDS,
     await_lines,
@@ -19,6 +21,7 @@ from tests.lab.hostile.host_vms import (
     log_of,
     misuse,
     set_up,
+    start,
 )
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -67,11 +70,11 @@ def assert_untouched(lab, free_before: int) -> None:
 def test_misuse_is_refused_and_leaks_nothing(hostile):
     free = hostile.free_pages()
     set_up(hostile, seed=1, commit=1, cpus=2)
-    assert_no_forced_commit(hostile, "c", "b")
+    assert_no_forced_commit(hostile, "b", "d")
     misuse(hostile)
     for name in PAIR:
         assert re.search(r"HOSTILE CHILD calls=\d{3}", log_of(hostile, name))
-    destroy(hostile, "hostile-a", "hostile-b", "hostile-c")
+    destroy(hostile, *PAIR, *OTHERS)
     assert_untouched(hostile, free)
 
 
@@ -87,7 +90,7 @@ def test_a_host_vm_dies_in_the_middle(hostile, first):
     ends = await_lines(hostile, r"HOSTILE DONE .*", other, timeout=SECONDS + 120)
     print(ends[other][0])
     assert "HOSTILE FAIL" not in log_of(hostile, other), log_of(hostile, other)
-    destroy(hostile, other, "hostile-c")
+    destroy(hostile, other, *OTHERS)
     assert_untouched(hostile, free)
 
 
@@ -115,7 +118,7 @@ def test_a_host_vm_dies_while_a_session_rests(hostile, state, first):
     print(end[0])
     assert int(end[1]) >= 6
     assert end[2] == "0", log_of(hostile, other)
-    destroy(hostile, other, "hostile-c")
+    destroy(hostile, other, *OTHERS)
     assert_untouched(hostile, free)
 
 
@@ -129,5 +132,30 @@ def test_an_empty_pool_for_page_tables_does_no_harm(hostile):
         assert end[2] == "0", log_of(hostile, name)
     # With assertions, the hypervisor says once that there is no more.
     assert all("failed to allocate from HAP pool" in line for line in hostile.complaints.new())
-    destroy(hostile, "hostile-a", "hostile-b", "hostile-c")
+    destroy(hostile, *PAIR, *OTHERS)
+    assert_untouched(hostile, free)
+
+
+def test_a_destination_has_one_source_at_a_time(hostile):
+    """A stream names its session, so none may be there that is another source's; one that is gone does not matter."""
+    free = hostile.free_pages()
+    for name in (*PAIR, "hostile-c"):
+        start(hostile, name, role=0)
+    bind(hostile, "a", "b", memory_mb=4)
+    with pytest.raises(ModuleFailed, match="has a session from another host VM"):
+        bind(hostile, "c", "b", memory_mb=4)
+    with pytest.raises(CommandFailed) as refusal:
+        hostile.host("xl", "zero-copy-bind", "hostile-c", "hostile-b")
+    assert "session from another source" in refusal.value.output
+    # Neither a channel, nor the other way round, nor another destination.
+    bind(hostile, "c", "b", purpose="channel")
+    bind(hostile, "b", "a", memory_mb=4)
+    bind(hostile, "a", "c", memory_mb=4)
+    bind(hostile, "a", "b", state="absent")
+    bind(hostile, "c", "b", memory_mb=4)
+    with pytest.raises(ModuleFailed, match="has a session from another host VM"):
+        bind(hostile, "a", "b", memory_mb=4)
+    destroy(hostile, "hostile-c")
+    bind(hostile, "a", "b", memory_mb=4)
+    destroy(hostile, *PAIR)
     assert_untouched(hostile, free)

@@ -24,6 +24,7 @@ SECONDS = 60  #: how long two hostile host VMs go on at random
 LONGEST = 5 * SECONDS + 120  #: and until they have ended, if they go on until a session has been committed
 
 PAIR = ("hostile-a", "hostile-b")
+OTHERS = ("hostile-c", "hostile-d")
 CONFIG = """\
 name = "{name}"
 type = "pvh"
@@ -102,12 +103,13 @@ def bind(lab, source: str, destination: str, **options: object) -> None:
 
 
 def set_up(lab, **options: int) -> None:
-    """Two host VMs that will misuse their sessions, and a third one whose sessions they must not touch."""
+    """Two host VMs that will misuse their sessions, and two more, with each of which only one of them has a session."""
     start(lab, "hostile-a", role=1, seconds=SECONDS, **options)
     start(lab, "hostile-b", role=2, seconds=SECONDS, **options)
-    start(lab, "hostile-c", role=0)
-    bind(lab, "c", "b", memory_mb=3)
+    for name in OTHERS:
+        start(lab, name, role=0)
     bind(lab, "a", "c", memory_mb=3)
+    bind(lab, "b", "d", memory_mb=3)
     bind(lab, "a", "b", memory_mb=2, count=2)
     bind(lab, "a", "b", memory_mb=4, count=4)
     bind(lab, "b", "a", memory_mb=4)

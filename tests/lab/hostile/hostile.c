@@ -19,7 +19,7 @@
  * Waits for two sessions of 512 frames between the two, four of 1024 and one
  * of 1024 the other way round, one of 65536, more than either has, and a
  * channel, which is the last one, behind those of another size between each of
- * them and a third one.
+ * them and somebody else.
  *
  * Lines on the console: "HOSTILE FAIL what" for each finding, "HOSTILE RESTS"
  * when a session does, "HOSTILE ALONE" when the other side has shut down, at
