@@ -157,4 +157,5 @@ def misuse(lab) -> None:
         assert "HOSTILE FAIL" not in log_of(lab, name), log_of(lab, name)
     # The game is worth nothing if nothing was ever passed on.
     assert int(re.search(r"extents=(\d+)", ends["hostile-b"][0])[1]) > 100
-    assert int(re.search(r"committed=(\d+)", ends["hostile-b"][0])[1]) > 0
+    # Either may miss that a session is committed, when the other one gives it back, or closes it, soon enough.
+    assert any(int(re.search(r"committed=(\d+)", end[0])[1]) > 0 for end in ends.values())
