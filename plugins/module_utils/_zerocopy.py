@@ -261,8 +261,8 @@ _BIND_ERRORS = {
     errno.EPERM: "One of the two is a control domain.",
     errno.EACCES: "The security policy of the host hypervisor forbids it.",
     errno.EBUSY: "One of the two host VMs is just starting or ending. Try again when it is up.",
-    errno.EEXIST: "The destination has a session from another host VM, whose guests move first. Remove that session when "
-    "they have.",
+    errno.EEXIST: "The destination has a session from another host VM, whose guests move first. Remove that session "
+    "when they have.",
     errno.ENOSPC: "The host VM has too many sessions already. Remove those that are not needed.",
     errno.ENOMEM: "The host hypervisor has too little memory for the session.",
 }
